@@ -1,0 +1,20 @@
+/* A checkpoint: a Hugging Face directory (one file or shards with an index) or one file, seen as named
+ * tensors. Names must be unique, shard names plain base names, every indexed tensor present. [main]; reads [any] */
+#ifndef KS_STORE_CKPT_H
+#define KS_STORE_CKPT_H
+
+#include "plugin/plugin.h"
+
+typedef struct ks_ckpt ks_ckpt;
+
+KS_MUST_CHECK int ks_ckpt_open(ks_registry *r, const char *path, ks_ckpt **ret, ks_err *err);
+void ks_ckpt_close(ks_ckpt *c);
+const char *ks_ckpt_dir(const ks_ckpt *c);
+uint64_t ks_ckpt_count(const ks_ckpt *c);
+const ks_tensor *ks_ckpt_at(const ks_ckpt *c, uint64_t i);
+const ks_tensor *ks_ckpt_find(const ks_ckpt *c, const char *name); /* NULL: none */
+KS_MUST_CHECK int ks_ckpt_read(const ks_ckpt *c, const ks_tensor *t, uint64_t off, void *dst, size_t bytes, ks_err *err);
+/* Fingerprint of the content: sizes, headers, a hash over sampled pages of every shard; full: all bytes. */
+KS_MUST_CHECK int ks_ckpt_fingerprint(const ks_ckpt *c, bool full, char ret_hex[33], ks_err *err);
+
+#endif

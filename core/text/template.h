@@ -1,0 +1,32 @@
+/* Chat templates: the subset of Jinja that models' templates use, interpreted with hard limits. [any] */
+#ifndef KS_TEXT_TEMPLATE_H
+#define KS_TEXT_TEMPLATE_H
+
+#include <krasis/error.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct ks_template ks_template; /* compiled, immutable */
+
+/* Errors carry line, column and an excerpt. */
+KS_MUST_CHECK int ks_template_new(const char *source, size_t n, ks_template **ret, ks_err *err);
+void ks_template_free(ks_template *t);
+/* The chat template of a model directory: chat_template.jinja, else tokenizer_config.json's chat_template (a string,
+ * or a list of {name, template}: `name` or "default"), else a built-in one for families that ship none.
+ * KS_E_NOTFOUND: the model has none. */
+KS_MUST_CHECK int ks_template_find(const char *dir, const char *name, char **ret_source, size_t *ret_n, ks_err *err);
+
+typedef struct ks_template_limits {
+    uint64_t fuel;       /* evaluation steps; 0: default */
+    size_t output_bytes; /* 0: default */
+    size_t memory_bytes;
+    uint32_t depth;
+} ks_template_limits;
+
+/* context: JSON object of the variables (messages, tools, add_generation_prompt, bos_token, ...). Numbers keep their
+ * spelling, objects their order. now_unix: what strftime_now sees (local time of TZ). ret: malloc'd.
+ * raise_exception(...) and every other error of the template give KS_E_INVAL with its message. */
+KS_MUST_CHECK int ks_template_render(const ks_template *t, const char *context, size_t n, int64_t now_unix,
+                                     const ks_template_limits *limits, char **ret, size_t *ret_n, ks_err *err);
+
+#endif
