@@ -30,7 +30,8 @@
 /* Quantized activations (type Q8): int8 with one scale per 128 columns.
  * For each row and each 128-column block (the last may be shorter): amax = max |x|;
  * scale = amax / 127 (float division); q = round-to-nearest-even(x * (127 / amax)), 0 if amax is 0
- * (or so small that 127 / amax is not finite: then scale is 0, too).
+ * (or so small that 127 / amax is not finite: then scale is 0, too). A block that holds a NaN or an
+ * infinity has q = 0 and scale = NaN: it poisons what is made of it instead of looking like zeros.
  * Columns from n_in to q_stride are 0. sum holds the sum of q over each 32 columns: it turns the
  * unsigned nibble of I4 into a signed value: dot(nibble - 8, q) = dot(nibble, q) - 8 sum. */
 typedef struct ks_act {
@@ -121,6 +122,8 @@ typedef struct ks_glu_args {
  * Keys are reduced page by page in ascending order, pages grouped in spans of KS_ATTN_SPAN keys at
  * absolute positions (span partials are merged in ascending order): so the bits for one row do not
  * depend on how many rows come with it, and a kernel may be split along the keys later.
+ * Positions in sel that the row may not see are skipped; a row that sees no key gives zeros.
+ * Nothing beyond the visible keys is read: the rest of a page may hold anything.
  * wtype of the row is the cache's type: F32, BF16 or F8E4M3; xtype F32. */
 #define KS_ATTN_SPAN 1024u
 typedef struct ks_attn_args {
@@ -144,6 +147,8 @@ typedef struct ks_attn_args {
 
 typedef void (*ks_kernel_fn)(const void *args, uint32_t begin, uint32_t end, void *scratch); /* [worker] */
 
+/* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU: wtype 0, xtype F32, layout 0;
+ * MATMUL: wtype of W, xtype Q8 or F32, layout T16; ATTN: wtype of the cache, xtype F32, layout 0. */
 typedef struct ks_kernel {
     uint16_t op, wtype, xtype, layout; /* KS_K_, KS_T_, KS_T_, KS_LAYOUT_; 0 where the op has none */
     int32_t score;                     /* added to the plugin's */
