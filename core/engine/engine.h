@@ -12,16 +12,16 @@
 typedef struct ks_engine ks_engine;
 
 typedef struct ks_engine_opts {
-    const ks_model *model;      /* weights filled; outlives the engine */
-    const ks_tokenizer *tok;    /* may be NULL: ids only */
-    const ks_template *chat;    /* may be NULL: chat requests are refused with the reason */
+    const ks_model *model;   /* weights filled; outlives the engine */
+    const ks_tokenizer *tok; /* may be NULL: ids only */
+    const ks_template *chat; /* may be NULL: chat requests are refused with the reason */
     const ks_device_iface *device;
     void *device_self;
-    const char *name, *path;    /* of the model, for clients */
+    const char *name, *path;       /* of the model, for clients */
     const char *generation_config; /* text of generation_config.json or NULL */
-    uint32_t n_ctx;             /* tokens one sequence may hold; 0: the model's */
+    uint32_t n_ctx;                /* tokens one sequence may hold; 0: the model's */
     uint32_t kv_type;
-    uint64_t kv_bytes;          /* of all pages; 0: enough for max_running sequences of n_ctx, at most 4 GiB */
+    uint64_t kv_bytes; /* of all pages; 0: enough for max_running sequences of n_ctx, at most 4 GiB */
     uint32_t max_running, max_waiting, step_tokens; /* 0: defaults */
 } ks_engine_opts;
 
@@ -35,8 +35,8 @@ const ks_engine_api *ks_engine_api_get(void);
 /* Direct evaluation for tools (logits, perplexity, generate-ids): only while no job runs. Rows of one
  * sequence from position `pos`, which continues what earlier calls with the same `seq` put there.
  * logits (n, n_vocab) or NULL; hidden (n_layers + 1, n, d_model) or NULL. [any], one at a time */
-KS_MUST_CHECK int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, uint32_t pos, float *logits,
-                                 float *hidden, ks_err *err);
-KS_MUST_CHECK int ks_engine_eval_reset(ks_engine *e, ks_err *err); /* forgets all sequences of eval */
+KS_MUST_CHECK int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, uint32_t pos,
+                                 float *logits, float *hidden, ks_err *err);
+void ks_engine_eval_reset(ks_engine *e); /* forgets all sequences of eval */
 
 #endif
