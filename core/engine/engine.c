@@ -375,39 +375,39 @@ fail:
     return rc;
 }
 
-static void cancel_all(ks_engine *e)
+void ks_engine_cancel_all(ks_engine *e)
 {
+    pthread_mutex_lock(&e->mu);
     for (ks_job *j = e->registry; j; j = j->reg_next) atomic_store_explicit(&j->cancel, true, memory_order_relaxed);
     pthread_cond_broadcast(&e->wake_engine);
+    pthread_mutex_unlock(&e->mu);
 }
 
-void ks_engine_drain(ks_engine *e, uint32_t limit_ms)
+bool ks_engine_drain(ks_engine *e, uint32_t limit_ms)
 {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += limit_ms / 1000;
-    until.tv_nsec += (long)(limit_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    uint64_t ns = (uint64_t)until.tv_nsec + (uint64_t)limit_ms * 1000000;
+    until.tv_sec += (time_t)(ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
     pthread_mutex_lock(&e->mu);
     e->draining = true;
-    while (e->n_jobs && pthread_cond_timedwait(&e->idle, &e->mu, &until) != ETIMEDOUT) {
-    }
-    if (e->n_jobs)
-        ks_log(KS_LOG_WARN, "engine", "%u requests did not end within %u ms and are cancelled", e->n_jobs, limit_ms);
-    cancel_all(e);
-    while (e->n_jobs) pthread_cond_wait(&e->idle, &e->mu);
+    while (e->n_jobs && pthread_cond_timedwait(&e->idle, &e->mu, &until) != ETIMEDOUT) {}
+    bool all = e->n_jobs == 0;
     pthread_mutex_unlock(&e->mu);
+    return all;
 }
 
 void ks_engine_close(ks_engine *e)
 {
     if (!e) return;
     if (!e->quit) {
-        ks_engine_drain(e, 0);
         pthread_mutex_lock(&e->mu);
+        e->draining = true;
+        pthread_mutex_unlock(&e->mu);
+        ks_engine_cancel_all(e);
+        pthread_mutex_lock(&e->mu);
+        while (e->n_jobs) pthread_cond_wait(&e->idle, &e->mu);
         e->quit = true;
         pthread_cond_broadcast(&e->wake_engine);
         pthread_cond_broadcast(&e->wake_prep);

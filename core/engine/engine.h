@@ -8,6 +8,7 @@
 #include "text/template.h"
 #include "text/tokenizer.h"
 #include <krasis/frontend.h>
+#include <stdbool.h>
 
 typedef struct ks_engine ks_engine;
 
@@ -28,8 +29,10 @@ typedef struct ks_engine_opts {
 KS_MUST_CHECK int ks_engine_open(const ks_engine_opts *o, ks_engine **ret, ks_err *err);
 /* Cancels what runs, joins the thread, frees. NULL is fine. */
 void ks_engine_close(ks_engine *e);
-/* Refuses new jobs; waits until the running ones end or `limit_ms` passed, then cancels. */
-void ks_engine_drain(ks_engine *e, uint32_t limit_ms);
+/* Refuses new jobs from now on; waits until the running ones end (true) or `limit_ms` passed. [any] */
+bool ks_engine_drain(ks_engine *e, uint32_t limit_ms);
+/* Cancels all jobs; each still gets its on_done, within one step. [any] */
+void ks_engine_cancel_all(ks_engine *e);
 const ks_engine_api *ks_engine_api_get(void);
 
 /* Direct evaluation for tools (logits, perplexity, generate-ids): only while no job runs. Rows of one

@@ -1,0 +1,149 @@
+/* krasis bench: tokens per second of the whole engine for growing numbers of clients, in interleaved repeats.
+ *
+ * Every repeat runs all client counts in turn, so that a slow phase of the machine hits them alike; medians with
+ * the spread are printed. Prompts are random tokens from a fixed seed, different for every client, so the prefix
+ * cache helps nobody; greedy, no end token. */
+#include "app/client.h"
+#include "app/cmd.h"
+#include "app/load.h"
+#include "base/base.h"
+#include "base/clock.h"
+#include <krasis/json.h>
+#include <math.h>
+
+#define KS_BENCH_CLIENTS 64u
+#define KS_BENCH_REPEATS 5u
+
+typedef struct result {
+    uint32_t clients;
+    double total[KS_BENCH_REPEATS];   /* generated tokens/s over all clients, first token to last */
+    double prefill[KS_BENCH_REPEATS]; /* prompt tokens/s until the last client's first token */
+} result;
+
+static uint64_t next_random(uint64_t *s) /* splitmix64 */
+{
+    uint64_t z = (*s += UINT64_C(0x9E3779B97F4A7C15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return z ^ (z >> 31);
+}
+
+static int one_run(ks_app *a, uint32_t clients, uint32_t n_prompt, uint32_t n_new, uint64_t *seed, double *ret_total, double *ret_prefill, ks_err *err)
+{
+    ks_client cl[KS_BENCH_CLIENTS];
+    int32_t *ids = malloc((size_t)clients * n_prompt * sizeof *ids);
+    if (!ids) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompts");
+    for (size_t i = 0; i < (size_t)clients * n_prompt; i++) ids[i] = (int32_t)(next_random(seed) % a->model.graph.n_vocab);
+    uint64_t t0 = ks_now_ns();
+    uint32_t begun = 0;
+    int rc = 0;
+    for (; begun < clients && !rc; begun++) {
+        ks_request rq = { .size = (uint32_t)sizeof rq, .n = 1, .ids = ids + (size_t)begun * n_prompt, .n_ids = n_prompt, .max_tokens = (int32_t)n_new,
+                          .n_logprobs = -1, .ignore_eos = 1 };
+        ks_sampling_init(&rq.sampling);
+        rq.sampling.temperature = 0;
+        ks_client_init(&cl[begun], ks_engine_api_get(), a->engine, NULL);
+        if ((rc = ks_client_begin(&cl[begun], &rq, err))) ks_client_fini(&cl[begun--]);
+    }
+    double prefill_ms = 0;
+    for (uint32_t i = 0; i < begun; i++) {
+        int rc2 = ks_client_wait(&cl[i], err);
+        if (!rc) rc = rc2;
+        prefill_ms = fmax(prefill_ms, cl[i].usage.queue_ms + cl[i].usage.prefill_ms);
+        ks_client_fini(&cl[i]);
+    }
+    double ms = (double)(ks_now_ns() - t0) / 1e6;
+    free(ids);
+    *ret_prefill = (double)clients * n_prompt * 1000 / prefill_ms;
+    *ret_total = (double)clients * (n_new - 1) * 1000 / (ms - prefill_ms);
+    return rc;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *v) /* sorts */
+{
+    qsort(v, KS_BENCH_REPEATS, sizeof *v, by_value);
+    return v[KS_BENCH_REPEATS / 2];
+}
+
+static void print_table(result *r, uint32_t n)
+{
+    double base = 0;
+    printf("%8s  %28s  %28s  %8s\n", "clients", "prefill tok/s (min - max)", "decode tok/s (min - max)", "ratio");
+    for (uint32_t i = 0; i < n; i++) {
+        double p = median(r[i].prefill), d = median(r[i].total);
+        if (i == 0) base = d;
+        printf("%8u  %10.1f (%6.1f - %6.1f)  %10.1f (%6.1f - %6.1f)  %7.2fx\n", r[i].clients, p, r[i].prefill[0], r[i].prefill[KS_BENCH_REPEATS - 1], d,
+               r[i].total[0], r[i].total[KS_BENCH_REPEATS - 1], d / base);
+    }
+}
+
+static int print_results(result *r, uint32_t n, ks_err *err)
+{
+    ks_jw w;
+    ks_jw_init(&w);
+    ks_jw_array(&w);
+    for (uint32_t i = 0; i < n; i++) {
+        ks_jw_object(&w);
+        ks_jw_key(&w, "clients");
+        ks_jw_u64(&w, r[i].clients);
+        ks_jw_key(&w, "prefill_tok_s");
+        ks_jw_f64(&w, median(r[i].prefill));
+        ks_jw_key(&w, "decode_tok_s");
+        ks_jw_f64(&w, median(r[i].total));
+        ks_jw_key(&w, "decode_tok_s_min_max");
+        ks_jw_array(&w);
+        ks_jw_f64(&w, r[i].total[0]);
+        ks_jw_f64(&w, r[i].total[KS_BENCH_REPEATS - 1]);
+        ks_jw_array_end(&w);
+        ks_jw_object_end(&w);
+    }
+    ks_jw_array_end(&w);
+    int rc = ks_jw_done(&w) ? ks_fail(err, KS_E_NOMEM, "out of memory for the result") : 0;
+    if (!rc) puts(w.text);
+    ks_jw_fini(&w);
+    return rc;
+}
+
+static int parse_clients(const char *s, result *r, uint32_t cap, uint32_t *ret_n, ks_err *err)
+{
+    uint32_t n = 0;
+    while (*s) {
+        char *end;
+        unsigned long v = strtoul(s, &end, 10);
+        if (end == s || v < 1 || v > KS_BENCH_CLIENTS || n == cap || (*end && *end != ','))
+            return ks_fail(err, KS_E_CONFIG, "--clients '%s': give up to %u numbers from 1 to %u, separated by commas", s, cap, KS_BENCH_CLIENTS);
+        r[n++].clients = (uint32_t)v;
+        s = *end ? end + 1 : end;
+    }
+    *ret_n = n;
+    return n ? 0 : ks_fail(err, KS_E_CONFIG, "--clients is empty: give numbers of clients, separated by commas");
+}
+
+int ks_cmd_bench(ks_config *c, ks_cli *cli)
+{
+    ks_app a = { 0 };
+    ks_err err = { 0 };
+    result r[8] = { 0 };
+    uint32_t n = 0;
+    uint64_t seed = 1;
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "bench takes no words: '%s'", cli->words[0]) : parse_clients(ks_config_str(c, "clients"), r, 8, &n, &err);
+    if (!rc) rc = ks_app_open(c, &a, &err);
+    uint32_t n_prompt = (uint32_t)ks_config_int(c, "prompt-tokens"), n_new = (uint32_t)ks_config_int(c, "max-tokens");
+    if (n_new < 2) n_new = 128;
+    double warm[2];
+    if (!rc) rc = one_run(&a, 1, n_prompt, n_new, &seed, &warm[0], &warm[1], &err);
+    for (uint32_t k = 0; k < KS_BENCH_REPEATS && !rc; k++)
+        for (uint32_t i = 0; i < n && !rc; i++) rc = one_run(&a, r[i].clients, n_prompt, n_new, &seed, &r[i].total[k], &r[i].prefill[k], &err);
+    if (!rc && ks_config_bool(c, "json"))
+        rc = print_results(r, n, &err);
+    else if (!rc)
+        print_table(r, n);
+    ks_app_close(&a);
+    return rc ? ks_app_fail(&err) : 0;
+}

@@ -1,0 +1,42 @@
+/* From settings to a loaded model: plugins, pool, weights, text side, engine, in that order. [main] */
+#ifndef KS_APP_LOAD_H
+#define KS_APP_LOAD_H
+
+#include "config/config.h"
+#include "engine/engine.h"
+#include "plugin/plugin.h"
+
+typedef struct ks_app {
+    ks_config *config; /* not owned */
+    ks_registry *registry;
+    ks_pool *pool;
+    ks_kernel_table *kernels;
+    ks_ckpt *ckpt;
+    ks_model model;
+    ks_store *store;
+    ks_tokenizer *tok;
+    ks_template *chat;
+    ks_cpu_ctx cpu;
+    ks_engine *engine;
+    char *dirs[8];
+    uint32_t n_dirs;
+    uint32_t n_threads;
+    char name[128]; /* of the model: the last part of its path */
+} ks_app;
+
+/* Registry and pool only: what `plugins` and `check` need. */
+KS_MUST_CHECK int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err);
+/* Everything, up to a running engine. The messages say what was chosen and how to change it. */
+KS_MUST_CHECK int ks_app_open(ks_config *c, ks_app *a, ks_err *err);
+/* The checkpoint and its op list, no weights: for `check`. After ks_app_plugins. */
+KS_MUST_CHECK int ks_app_model(ks_app *a, ks_err *err);
+void ks_app_close(ks_app *a); /* a zeroed or half-built app is fine */
+
+/* Weight types by class as the settings say. */
+void ks_app_types(const ks_config *c, uint32_t ret_type[16]);
+uint32_t ks_app_kv_type(const ks_config *c);
+
+/* Says the error on stderr. Returns the exit code: 2 for what the user or a file caused, 1 for the rest. */
+int ks_app_fail(const ks_err *err);
+
+#endif
