@@ -1,0 +1,47 @@
+/* Descriptor of cpu-avx2: constant data, compiled for any x86-64; the host tests cpu_required first. [any] */
+#include "rows.h"
+#include <krasis/plugin.h>
+
+#define MATMUL(W, X, FN)                                                                  \
+    {                                                                                     \
+        .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_##X, .layout = KS_LAYOUT_T16, \
+        .scratch_bytes = MATMUL_SCRATCH_BYTES, .name = #FN, .fn = FN                      \
+    }
+#define ATTN(W, FN)                                                                                              \
+    {                                                                                                            \
+        .op = KS_K_ATTN, .wtype = KS_T_##W, .xtype = KS_T_F32, .scratch_bytes = ATTN_SCRATCH_BYTES, .name = #FN, \
+        .fn = FN                                                                                                 \
+    }
+#define PLAIN(OP, FN, SCRATCH)                                                       \
+    {                                                                                \
+        .op = OP, .xtype = KS_T_F32, .scratch_bytes = SCRATCH, .name = #FN, .fn = FN \
+    }
+
+static const ks_kernel rows[] = {
+    PLAIN(KS_K_QUANT, quant_avx2, 0),    MATMUL(I4, Q8, matmul_i4_avx2),
+    MATMUL(I8, Q8, matmul_i8_avx2),      MATMUL(MXFP4, Q8, matmul_mxfp4_avx2),
+    MATMUL(BF16, F32, matmul_bf16_avx2), MATMUL(F32, F32, matmul_f32_avx2),
+    PLAIN(KS_K_NORM, norm_avx2, 0),      PLAIN(KS_K_ROPE, rope_avx2, ROPE_SCRATCH_BYTES),
+    PLAIN(KS_K_GLU, glu_avx2, 0),        ATTN(F32, attn_f32_avx2),
+    ATTN(BF16, attn_bf16_avx2),          ATTN(F8E4M3, attn_f8e4m3_avx2),
+};
+
+static const ks_kernels_iface iface = {
+    .size = sizeof(ks_kernels_iface),
+    .kernel_size = sizeof(ks_kernel),
+    .n_kernels = sizeof rows / sizeof rows[0],
+    .kernels = rows,
+};
+
+KS_PLUGIN_DEFINE = {
+    .size = sizeof(ks_plugin),
+    .kind = KS_KIND_KERNELS,
+    .name = "cpu-avx2",
+    .version = KS_VERSION,
+    .summary = "Kernels for x86-64 with AVX2: int4, int8, mxfp4, bf16 and f32 weights",
+    .license = "Apache-2.0",
+    .cpu_required = KS_CPU_REQUIRED,
+    .score = 200,
+    .option_size = sizeof(ks_option),
+    .iface = &iface,
+};

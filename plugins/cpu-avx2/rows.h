@@ -1,0 +1,25 @@
+/* The functions behind the rows of plugin.c. All [worker]: pure, no state; memory belongs to the caller. */
+#ifndef KS_AVX2_ROWS_H
+#define KS_AVX2_ROWS_H
+
+#include <krasis/kernels.h>
+
+void quant_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_i4_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_mxfp4_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_i8_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_bf16_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_f32_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void norm_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void rope_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void glu_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_f32_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_bf16_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_f8e4m3_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+
+/* Scratch of a worker. Matmul: unpacked weights of a block and running sums; attention: see attn.c. */
+#define MATMUL_SCRATCH_BYTES 24576u
+#define ATTN_SCRATCH_BYTES (256u * 1024)
+#define ROPE_SCRATCH_BYTES 2048u
+
+#endif
