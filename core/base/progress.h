@@ -3,6 +3,7 @@
 #ifndef KS_BASE_PROGRESS_H
 #define KS_BASE_PROGRESS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct ks_progress ks_progress;
@@ -13,5 +14,7 @@ ks_progress *ks_progress_begin(const char *what, uint64_t total, const char *uni
 void ks_progress_add(ks_progress *p, uint64_t n);
 void ks_progress_end(ks_progress *p);
 void ks_progress_quiet(int quiet);
+/* True while a bar stands on the terminal's last line; the log erases it before its own line. */
+bool ks_progress_drawn(void);
 
 #endif
