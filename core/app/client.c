@@ -11,14 +11,16 @@ static int on_begin(void *arg, const ks_usage *u)
     return 0;
 }
 
-static int on_text(void *arg, uint32_t choice, const char *utf8, size_t bytes, const ks_token_info *tokens, uint32_t n_tokens)
+static int on_text(void *arg, uint32_t choice, const char *utf8, size_t bytes, const ks_token_info *tokens,
+                   uint32_t n_tokens)
 {
     ks_client *c = arg;
     (void)choice;
     (void)tokens;
     (void)n_tokens;
     ks_buf_add(&c->text, utf8, bytes);
-    if (c->out && bytes && (fwrite(utf8, 1, bytes, c->out) != bytes || fflush(c->out))) return 1; /* nobody reads any more */
+    if (c->out && bytes && (fwrite(utf8, 1, bytes, c->out) != bytes || fflush(c->out)))
+        return 1; /* nobody reads any more */
     return c->text.failed;
 }
 
@@ -42,7 +44,7 @@ static void on_done(void *arg, const ks_usage *u, const ks_err *err)
 
 void ks_client_init(ks_client *c, const ks_engine_api *api, void *engine, FILE *out)
 {
-    *c = (ks_client){ .api = api, .engine = engine, .out = out };
+    *c = (ks_client) { .api = api, .engine = engine, .out = out };
     ks_buf_init(&c->text, 0);
     pthread_mutex_init(&c->mu, NULL);
     pthread_cond_init(&c->cond, NULL);
@@ -57,7 +59,12 @@ void ks_client_fini(ks_client *c)
 
 int ks_client_begin(ks_client *c, const ks_request *rq, ks_err *err)
 {
-    ks_sink s = { .size = (uint32_t)sizeof s, .arg = c, .on_begin = on_begin, .on_text = on_text, .on_finish = on_finish, .on_done = on_done };
+    ks_sink s = { .size = (uint32_t)sizeof s,
+                  .arg = c,
+                  .on_begin = on_begin,
+                  .on_text = on_text,
+                  .on_finish = on_finish,
+                  .on_done = on_done };
     c->done = false;
     c->finish = 0;
     c->err.code = 0;

@@ -28,18 +28,25 @@ static uint64_t next_random(uint64_t *s) /* splitmix64 */
     return z ^ (z >> 31);
 }
 
-static int one_run(ks_app *a, uint32_t clients, uint32_t n_prompt, uint32_t n_new, uint64_t *seed, double *ret_total, double *ret_prefill, ks_err *err)
+static int one_run(ks_app *a, uint32_t clients, uint32_t n_prompt, uint32_t n_new, uint64_t *seed, double *ret_total,
+                   double *ret_prefill, ks_err *err)
 {
     ks_client cl[KS_BENCH_CLIENTS];
     int32_t *ids = malloc((size_t)clients * n_prompt * sizeof *ids);
     if (!ids) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompts");
-    for (size_t i = 0; i < (size_t)clients * n_prompt; i++) ids[i] = (int32_t)(next_random(seed) % a->model.graph.n_vocab);
+    for (size_t i = 0; i < (size_t)clients * n_prompt; i++)
+        ids[i] = (int32_t)(next_random(seed) % a->model.graph.n_vocab);
     uint64_t t0 = ks_now_ns();
     uint32_t begun = 0;
     int rc = 0;
     for (; begun < clients && !rc; begun++) {
-        ks_request rq = { .size = (uint32_t)sizeof rq, .n = 1, .ids = ids + (size_t)begun * n_prompt, .n_ids = n_prompt, .max_tokens = (int32_t)n_new,
-                          .n_logprobs = -1, .ignore_eos = 1 };
+        ks_request rq = { .size = (uint32_t)sizeof rq,
+                          .n = 1,
+                          .ids = ids + (size_t)begun * n_prompt,
+                          .n_ids = n_prompt,
+                          .max_tokens = (int32_t)n_new,
+                          .n_logprobs = -1,
+                          .ignore_eos = 1 };
         ks_sampling_init(&rq.sampling);
         rq.sampling.temperature = 0;
         ks_client_init(&cl[begun], ks_engine_api_get(), a->engine, NULL);
@@ -78,8 +85,8 @@ static void print_table(result *r, uint32_t n)
     for (uint32_t i = 0; i < n; i++) {
         double p = median(r[i].prefill), d = median(r[i].total);
         if (i == 0) base = d;
-        printf("%8u  %10.1f (%6.1f - %6.1f)  %10.1f (%6.1f - %6.1f)  %7.2fx\n", r[i].clients, p, r[i].prefill[0], r[i].prefill[KS_BENCH_REPEATS - 1], d,
-               r[i].total[0], r[i].total[KS_BENCH_REPEATS - 1], d / base);
+        printf("%8u  %10.1f (%6.1f - %6.1f)  %10.1f (%6.1f - %6.1f)  %7.2fx\n", r[i].clients, p, r[i].prefill[0],
+               r[i].prefill[KS_BENCH_REPEATS - 1], d, r[i].total[0], r[i].total[KS_BENCH_REPEATS - 1], d / base);
     }
 }
 
@@ -117,7 +124,8 @@ static int parse_clients(const char *s, result *r, uint32_t cap, uint32_t *ret_n
         char *end;
         unsigned long v = strtoul(s, &end, 10);
         if (end == s || v < 1 || v > KS_BENCH_CLIENTS || n == cap || (*end && *end != ','))
-            return ks_fail(err, KS_E_CONFIG, "--clients '%s': give up to %u numbers from 1 to %u, separated by commas", s, cap, KS_BENCH_CLIENTS);
+            return ks_fail(err, KS_E_CONFIG, "--clients '%s': give up to %u numbers from 1 to %u, separated by commas",
+                           s, cap, KS_BENCH_CLIENTS);
         r[n++].clients = (uint32_t)v;
         s = *end ? end + 1 : end;
     }
@@ -132,14 +140,16 @@ int ks_cmd_bench(ks_config *c, ks_cli *cli)
     result r[8] = { 0 };
     uint32_t n = 0;
     uint64_t seed = 1;
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "bench takes no words: '%s'", cli->words[0]) : parse_clients(ks_config_str(c, "clients"), r, 8, &n, &err);
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "bench takes no words: '%s'", cli->words[0])
+                          : parse_clients(ks_config_str(c, "clients"), r, 8, &n, &err);
     if (!rc) rc = ks_app_open(c, &a, &err);
     uint32_t n_prompt = (uint32_t)ks_config_int(c, "prompt-tokens"), n_new = (uint32_t)ks_config_int(c, "max-tokens");
     if (n_new < 2) n_new = 128;
     double warm[2];
     if (!rc) rc = one_run(&a, 1, n_prompt, n_new, &seed, &warm[0], &warm[1], &err);
     for (uint32_t k = 0; k < KS_BENCH_REPEATS && !rc; k++)
-        for (uint32_t i = 0; i < n && !rc; i++) rc = one_run(&a, r[i].clients, n_prompt, n_new, &seed, &r[i].total[k], &r[i].prefill[k], &err);
+        for (uint32_t i = 0; i < n && !rc; i++)
+            rc = one_run(&a, r[i].clients, n_prompt, n_new, &seed, &r[i].total[k], &r[i].prefill[k], &err);
     if (!rc && ks_config_bool(c, "json"))
         rc = print_results(r, n, &err);
     else if (!rc)

@@ -46,20 +46,26 @@ static int print_plan(const ks_app *a, ks_err *err)
     uint32_t type[16], kv = ks_app_kv_type(a->config);
     uint64_t by_class[16] = { 0 }, total = 0, kv_tok = 0, context = (uint64_t)ks_config_int(a->config, "context");
     ks_app_types(a->config, type);
-    for (uint32_t i = 0; i < g->n_weights; i++) by_class[a->model.specs[i].cls & 15] += spec_bytes(&a->model.specs[i], type);
-    printf("model      %s (%s), %u layers, width %u, vocabulary %u, context up to %u\n", a->name, a->model.arch, g->n_layers, g->d_model, g->n_vocab, g->n_ctx);
+    for (uint32_t i = 0; i < g->n_weights; i++)
+        by_class[a->model.specs[i].cls & 15] += spec_bytes(&a->model.specs[i], type);
+    printf("model      %s (%s), %u layers, width %u, vocabulary %u, context up to %u\n", a->name, a->model.arch,
+           g->n_layers, g->d_model, g->n_vocab, g->n_ctx);
     for (uint32_t i = 0; i < KS_COUNT(names); i++) {
         if (by_class[i]) printf("weights    %-10s %10.1f MB\n", names[i], (double)by_class[i] / 1e6);
         total += by_class[i];
     }
     for (uint32_t i = 0; i < g->n_states; i++)
-        if (g->states[i].kind == KS_STATE_KV) kv_tok += (uint64_t)(g->states[i].k_width + g->states[i].v_width) * ks_type_bits(kv) / 8;
+        if (g->states[i].kind == KS_STATE_KV)
+            kv_tok += (uint64_t)(g->states[i].k_width + g->states[i].v_width) * ks_type_bits(kv) / 8;
     if (context == 0) context = g->n_ctx;
-    printf("KV cache   %" PRIu64 " bytes a token as %s: %.1f MB for one context of %" PRIu64 "\n", kv_tok, ks_type_name(kv), (double)(kv_tok * context) / 1e6, context);
+    printf("KV cache   %" PRIu64 " bytes a token as %s: %.1f MB for one context of %" PRIu64 "\n", kv_tok,
+           ks_type_name(kv), (double)(kv_tok * context) / 1e6, context);
     uint64_t ram = ks_ram_available_bytes();
     printf("memory     %.1f MB of weights, %.1f MB of RAM available\n", (double)total / 1e6, (double)ram / 1e6);
     if (total > ram)
-        return ks_fail(err, KS_E_LIMIT, "the weights need %.1f GB and %.1f GB of RAM are available: use --cpu-expert-bits 4, or a machine with more memory",
+        return ks_fail(err, KS_E_LIMIT,
+                       "the weights need %.1f GB and %.1f GB of RAM are available: use --cpu-expert-bits 4, or a "
+                       "machine with more memory",
                        (double)total / 1e9, (double)ram / 1e9);
     return 0;
 }
@@ -68,11 +74,14 @@ int ks_cmd_check(ks_config *c, ks_cli *cli)
 {
     ks_app a = { 0 };
     ks_err err = { 0 };
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "check takes no words: '%s'", cli->words[0]) : ks_app_plugins(c, &a, &err);
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "check takes no words: '%s'", cli->words[0])
+                          : ks_app_plugins(c, &a, &err);
     if (!rc && *ks_config_str(c, "model-path")) {
         rc = ks_app_model(&a, &err);
         const char *missing = rc ? NULL : missing_tensor(&a);
-        if (missing) rc = ks_fail(&err, KS_E_NOTFOUND, "the checkpoint has no tensor '%s': it is incomplete or of another architecture", missing);
+        if (missing)
+            rc = ks_fail(&err, KS_E_NOTFOUND,
+                         "the checkpoint has no tensor '%s': it is incomplete or of another architecture", missing);
         if (!rc) rc = print_plan(&a, &err);
     } else if (!rc) {
         puts("model      none given: settings and plugins were checked");

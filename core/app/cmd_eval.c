@@ -5,9 +5,9 @@
 #include "base/base.h"
 #include "base/file.h"
 #include "base/progress.h"
-#include <krasis/json.h>
 #include <ctype.h>
 #include <errno.h>
+#include <krasis/json.h>
 #include <math.h>
 
 typedef struct id_list {
@@ -31,7 +31,8 @@ static int parse_ids(const char *text, const char *what, id_list *ret, ks_err *e
         long v = strtol(p, &end, 10);
         if (end == p || errno || v < 0 || v > INT32_MAX) {
             free(ids);
-            return ks_fail(err, KS_E_CONFIG, "%s: '%.20s' is no token id: give numbers from 0, separated by commas", what, p);
+            return ks_fail(err, KS_E_CONFIG, "%s: '%.20s' is no token id: give numbers from 0, separated by commas",
+                           what, p);
         }
         ids[n++] = (int32_t)v;
         p = end;
@@ -40,14 +41,15 @@ static int parse_ids(const char *text, const char *what, id_list *ret, ks_err *e
         free(ids);
         return ks_fail(err, KS_E_CONFIG, "%s holds no token id: give numbers separated by commas", what);
     }
-    *ret = (id_list){ ids, n };
+    *ret = (id_list) { ids, n };
     return 0;
 }
 
 static int get_ids(const ks_config *c, id_list *ret, ks_err *err)
 {
     const char *inline_ids = ks_config_str(c, "ids"), *file = ks_config_str(c, "ids-file");
-    if ((*inline_ids != 0) == (*file != 0)) return ks_fail(err, KS_E_CONFIG, "give the tokens either as --ids 1,2,3 or as --ids-file FILE");
+    if ((*inline_ids != 0) == (*file != 0))
+        return ks_fail(err, KS_E_CONFIG, "give the tokens either as --ids 1,2,3 or as --ids-file FILE");
     if (*inline_ids) return parse_ids(inline_ids, "--ids", ret, err);
     char *text = NULL;
     int rc = ks_file_read(file, (size_t)256 << 20, &text, NULL, err);
@@ -56,17 +58,22 @@ static int get_ids(const ks_config *c, id_list *ret, ks_err *err)
     return rc;
 }
 
-static bool by_token(const ks_config *c) { return strcmp(ks_config_str(c, "path"), "decode") == 0; }
+static bool by_token(const ks_config *c)
+{
+    return strcmp(ks_config_str(c, "path"), "decode") == 0;
+}
 
 /* Rows from `pos`, in one prefill or token by token. hidden: (taps, n, d) or NULL. */
-static int eval(ks_app *a, bool single, const int32_t *ids, uint32_t n, uint32_t pos, float *logits, float *hidden, ks_err *err)
+static int eval(ks_app *a, bool single, const int32_t *ids, uint32_t n, uint32_t pos, float *logits, float *hidden,
+                ks_err *err)
 {
     const ks_graph *g = &a->model.graph;
     if (!single) return ks_engine_eval(a->engine, 0, ids, n, pos, logits, hidden, err);
     float *one = hidden ? malloc((size_t)g->n_taps * g->d_model * sizeof *one) : NULL;
     int rc = hidden && !one ? ks_fail(err, KS_E_NOMEM, "out of memory for the hidden states") : 0;
     for (uint32_t i = 0; i < n && !rc; i++) {
-        rc = ks_engine_eval(a->engine, 0, ids + i, 1, pos + i, logits ? logits + (size_t)i * g->n_vocab : NULL, one, err);
+        rc = ks_engine_eval(a->engine, 0, ids + i, 1, pos + i, logits ? logits + (size_t)i * g->n_vocab : NULL, one,
+                            err);
         for (uint32_t t = 0; hidden && !rc && t < g->n_taps; t++)
             memcpy(hidden + ((size_t)t * n + i) * g->d_model, one + (size_t)t * g->d_model, g->d_model * sizeof *one);
     }
@@ -81,9 +88,12 @@ static int write_logits(ks_app *a, const ks_config *c, const id_list *l, ks_err 
     bool want_hidden = ks_config_bool(c, "hidden");
     float *logits = malloc((size_t)l->n * g->n_vocab * sizeof *logits);
     float *hidden = want_hidden ? malloc((size_t)g->n_taps * l->n * g->d_model * sizeof *hidden) : NULL;
-    int rc = logits && (hidden || !want_hidden) ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for the logits of %u tokens", l->n);
+    int rc = logits && (hidden || !want_hidden)
+                 ? 0
+                 : ks_fail(err, KS_E_NOMEM, "out of memory for the logits of %u tokens", l->n);
     if (!rc) rc = eval(a, by_token(c), l->ids, l->n, 0, logits, hidden, err);
-    ks_out_tensor t[2] = { { "logits", logits, 2, { l->n, g->n_vocab } }, { "hidden", hidden, 3, { g->n_taps, l->n, g->d_model } } };
+    ks_out_tensor t[2] = { { "logits", logits, 2, { l->n, g->n_vocab } },
+                           { "hidden", hidden, 3, { g->n_taps, l->n, g->d_model } } };
     if (!rc) rc = ks_safetensors_write(output, t, want_hidden ? 2 : 1, err);
     free(logits);
     free(hidden);
@@ -95,8 +105,10 @@ int ks_cmd_logits(ks_config *c, ks_cli *cli)
     ks_app a = { 0 };
     ks_err err = { 0 };
     id_list l = { 0 };
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "logits takes no words: '%s'", cli->words[0]) : get_ids(c, &l, &err);
-    if (!rc && !*ks_config_str(c, "output")) rc = ks_fail(&err, KS_E_CONFIG, "no --output: give the name of the safetensors file to write");
+    int rc =
+        cli->n_words ? ks_fail(&err, KS_E_CONFIG, "logits takes no words: '%s'", cli->words[0]) : get_ids(c, &l, &err);
+    if (!rc && !*ks_config_str(c, "output"))
+        rc = ks_fail(&err, KS_E_CONFIG, "no --output: give the name of the safetensors file to write");
     if (!rc) rc = ks_app_open(c, &a, &err);
     if (!rc) rc = write_logits(&a, c, &l, &err);
     ks_app_close(&a);
@@ -137,7 +149,8 @@ static int generate(ks_app *a, const ks_config *c, const id_list *l, ks_jw *w, k
 static int print_json(ks_jw *w, ks_err *err)
 {
     if (ks_jw_done(w)) return ks_fail(err, KS_E_NOMEM, "out of memory for the result");
-    if (fwrite(w->text, 1, w->n, stdout) != w->n || putchar('\n') == EOF || fflush(stdout)) return ks_fail(err, KS_E_IO, "cannot write to standard output");
+    if (fwrite(w->text, 1, w->n, stdout) != w->n || putchar('\n') == EOF || fflush(stdout))
+        return ks_fail(err, KS_E_IO, "cannot write to standard output");
     return 0;
 }
 
@@ -148,7 +161,8 @@ int ks_cmd_generate_ids(ks_config *c, ks_cli *cli)
     id_list l = { 0 };
     ks_jw w;
     ks_jw_init(&w);
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "generate-ids takes no words: '%s'", cli->words[0]) : get_ids(c, &l, &err);
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "generate-ids takes no words: '%s'", cli->words[0])
+                          : get_ids(c, &l, &err);
     if (!rc) rc = ks_app_open(c, &a, &err);
     if (!rc) rc = generate(&a, c, &l, &w, &err);
     if (!rc) rc = print_json(&w, &err);
@@ -170,7 +184,8 @@ static double nll_of(const float *z, uint32_t n, int32_t id)
     return max + log(sum) - (double)z[id];
 }
 
-static int score_window(ks_app *a, bool single, const int32_t *ids, uint32_t n, uint32_t n_score, float *z, double *nll, ks_err *err)
+static int score_window(ks_app *a, bool single, const int32_t *ids, uint32_t n, uint32_t n_score, float *z, double *nll,
+                        ks_err *err)
 {
     uint32_t vocab = a->model.graph.n_vocab, skip = n - 1 - n_score;
     ks_engine_eval_reset(a->engine);
@@ -187,7 +202,10 @@ static int score_window(ks_app *a, bool single, const int32_t *ids, uint32_t n, 
 static int perplexity(ks_app *a, const ks_config *c, const int32_t *ids, uint32_t n, ks_jw *w, ks_err *err)
 {
     uint32_t window = (uint32_t)ks_config_int(c, "window"), stride = (uint32_t)ks_config_int(c, "stride");
-    if (stride > window) return ks_fail(err, KS_E_CONFIG, "--stride %u is more than --window %u: tokens between windows would not be scored", stride, window);
+    if (stride > window)
+        return ks_fail(err, KS_E_CONFIG,
+                       "--stride %u is more than --window %u: tokens between windows would not be scored", stride,
+                       window);
     if (n < 2) return ks_fail(err, KS_E_CONFIG, "the file has %u tokens: at least 2 are needed", n);
     float *z = malloc((size_t)64 * a->model.graph.n_vocab * sizeof *z);
     if (!z) return ks_fail(err, KS_E_NOMEM, "out of memory for the logits");
@@ -239,7 +257,8 @@ int ks_cmd_perplexity(ks_config *c, ks_cli *cli)
     size_t n = 0;
     ks_jw w;
     ks_jw_init(&w);
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "perplexity takes no words: '%s'", cli->words[0]) : ks_app_open(c, &a, &err);
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "perplexity takes no words: '%s'", cli->words[0])
+                          : ks_app_open(c, &a, &err);
     if (!rc) rc = tokenize_file(&a, c, &ids, &n, &err);
     if (!rc) rc = perplexity(&a, c, ids, (uint32_t)n, &w, &err);
     if (!rc) rc = print_json(&w, &err);

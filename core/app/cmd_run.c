@@ -27,7 +27,9 @@ static int read_stdin(ks_buf *b, ks_err *err)
     size_t n;
     while ((n = fread(piece, 1, sizeof piece, stdin)) > 0) ks_buf_add(b, piece, n);
     if (ferror(stdin)) return ks_fail(err, KS_E_IO, "cannot read the prompt from standard input");
-    return b->failed ? ks_fail(err, KS_E_LIMIT, "the prompt on standard input is too large: at most %zu bytes", b->limit) : 0;
+    return b->failed
+               ? ks_fail(err, KS_E_LIMIT, "the prompt on standard input is too large: at most %zu bytes", b->limit)
+               : 0;
 }
 
 /* --prompt, or the words of the command line, or standard input. */
@@ -43,14 +45,18 @@ static int get_prompt(const ks_config *c, const ks_cli *cli, ks_buf *b, ks_err *
     int rc = b->n ? 0 : read_stdin(b, err);
     if (rc) return rc;
     if (b->failed) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompt");
-    if (b->n == 0) return ks_fail(err, KS_E_CONFIG, "no prompt: give it as --prompt TEXT, as words, or on standard input");
-    return ks_utf8_valid(b->p, b->n) == b->n ? 0 : ks_fail(err, KS_E_INVAL, "the prompt is not valid UTF-8 (byte %zu)", ks_utf8_valid(b->p, b->n));
+    if (b->n == 0)
+        return ks_fail(err, KS_E_CONFIG, "no prompt: give it as --prompt TEXT, as words, or on standard input");
+    return ks_utf8_valid(b->p, b->n) == b->n
+               ? 0
+               : ks_fail(err, KS_E_INVAL, "the prompt is not valid UTF-8 (byte %zu)", ks_utf8_valid(b->p, b->n));
 }
 
 static void sampling_from(const ks_config *c, ks_request *rq)
 {
     ks_sampling_init(&rq->sampling);
-    if (ks_config_from(c, "temperature") != KS_FROM_DEFAULT) rq->sampling.temperature = strtof(ks_config_str(c, "temperature"), NULL);
+    if (ks_config_from(c, "temperature") != KS_FROM_DEFAULT)
+        rq->sampling.temperature = strtof(ks_config_str(c, "temperature"), NULL);
     if (ks_config_from(c, "seed") != KS_FROM_DEFAULT) {
         rq->sampling.has_seed = 1;
         rq->sampling.seed = (uint64_t)ks_config_int(c, "seed");
@@ -75,9 +81,10 @@ static void add_message(ks_jw *w, const char *role, const char *text, size_t n)
 static void print_speed(const ks_client *cl)
 {
     const ks_usage *u = &cl->usage;
-    double decode = u->decode_ms > 0 && u->completion_tokens > 1 ? (u->completion_tokens - 1) * 1000.0 / u->decode_ms : 0;
-    fprintf(stderr, "[%u prompt tokens (%u cached) in %.0f ms, %u new tokens, %.1f tokens/s]\n", u->prompt_tokens, u->cached_tokens,
-            u->prefill_ms, u->completion_tokens, decode);
+    double decode =
+        u->decode_ms > 0 && u->completion_tokens > 1 ? (u->completion_tokens - 1) * 1000.0 / u->decode_ms : 0;
+    fprintf(stderr, "[%u prompt tokens (%u cached) in %.0f ms, %u new tokens, %.1f tokens/s]\n", u->prompt_tokens,
+            u->cached_tokens, u->prefill_ms, u->completion_tokens, decode);
 }
 
 static int answer(ks_app *a, const ks_config *c, const char *prompt, size_t n, ks_err *err)
@@ -150,7 +157,8 @@ static int turn(ks_app *a, const ks_config *c, ks_buf *history, const char *line
     ks_client_init(&cl, ks_engine_api_get(), a->engine, stdout);
     cl.stop = &interrupted;
     atomic_store(&interrupted, false);
-    int rc = ks_jw_done(&w) || all.failed ? ks_fail(err, KS_E_NOMEM, "out of memory for the conversation") : ks_client_begin(&cl, &rq, err);
+    int rc = ks_jw_done(&w) || all.failed ? ks_fail(err, KS_E_NOMEM, "out of memory for the conversation")
+                                          : ks_client_begin(&cl, &rq, err);
     if (!rc) rc = ks_client_wait(&cl, err);
     if (!rc) {
         putchar('\n');
@@ -216,9 +224,11 @@ int ks_cmd_chat(ks_config *c, ks_cli *cli)
 {
     ks_app a = { 0 };
     ks_err err = { 0 };
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "chat takes no words: '%s'", cli->words[0]) : ks_app_open(c, &a, &err);
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "chat takes no words: '%s'", cli->words[0])
+                          : ks_app_open(c, &a, &err);
     catch_interrupt();
-    if (!rc && !a.chat) rc = ks_fail(&err, KS_E_UNSUPPORTED, "model '%s' has no chat template: use `krasis run --raw`", a.name);
+    if (!rc && !a.chat)
+        rc = ks_fail(&err, KS_E_UNSUPPORTED, "model '%s' has no chat template: use `krasis run --raw`", a.name);
     if (!rc) rc = chat_loop(&a, c, &err);
     ks_app_close(&a);
     return rc ? ks_app_fail(&err) : 0;

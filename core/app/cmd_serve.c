@@ -51,7 +51,8 @@ static int start_frontends(ks_app *a, ks_err *err)
         rc = ((const ks_frontend_iface *)p->desc.iface)->start(p->self, ks_engine_api_get(), a->engine, err);
         started += rc == 0;
     }
-    if (!rc && !started) rc = ks_fail(err, KS_E_CONFIG, "no frontend is chosen: set --frontends http (see `krasis plugins`)");
+    if (!rc && !started)
+        rc = ks_fail(err, KS_E_CONFIG, "no frontend is chosen: set --frontends http (see `krasis plugins`)");
     return rc;
 }
 
@@ -76,9 +77,11 @@ static void shut_down(ks_app *a, const sigset_t *set)
         struct timespec zero = { 0 };
         bool again = sigtimedwait(set, NULL, &zero) > 0;
         if (!again && ks_now_ns() < end) continue;
-        ks_log(KS_LOG_WARN, "serve", "requests are still running %s: they are cancelled", again ? "at the second signal" : "after --shutdown-timeout");
+        ks_log(KS_LOG_WARN, "serve", "requests are still running %s: they are cancelled",
+               again ? "at the second signal" : "after --shutdown-timeout");
         ks_engine_cancel_all(a->engine);
-        while (!ks_engine_drain(a->engine, 1000)) {}
+        while (!ks_engine_drain(a->engine, 1000)) {
+        }
         return;
     }
 }
@@ -89,13 +92,15 @@ int ks_cmd_serve(ks_config *c, ks_cli *cli)
     ks_err err = { 0 };
     sigset_t set;
     block_signals(&set);
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "serve takes no words: '%s'", cli->words[0]) : load(c, &a, &set, &err);
+    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "serve takes no words: '%s'", cli->words[0])
+                          : load(c, &a, &set, &err);
     if (!rc) rc = start_frontends(&a, &err);
     if (!rc) {
         int sig;
-        while ((sig = sigwaitinfo(&set, NULL)) < 0 && errno == EINTR) {}
-        ks_log(KS_LOG_INFO, "serve", "%s: no new requests, running ones get %lld ms (--shutdown-timeout)", sig == SIGTERM ? "SIGTERM" : "SIGINT",
-               (long long)ks_config_int(c, "shutdown-timeout"));
+        while ((sig = sigwaitinfo(&set, NULL)) < 0 && errno == EINTR) {
+        }
+        ks_log(KS_LOG_INFO, "serve", "%s: no new requests, running ones get %lld ms (--shutdown-timeout)",
+               sig == SIGTERM ? "SIGTERM" : "SIGINT", (long long)ks_config_int(c, "shutdown-timeout"));
         shut_down(&a, &set);
     }
     each_frontend(&a, false);

@@ -36,8 +36,8 @@ static int open_pool(ks_app *a, ks_err *err)
     uint32_t cpus[KS_MAX_CORES], cores = ks_cpu_cores(cpus, KS_MAX_CORES);
     int64_t bound = ks_config_int(a->config, "krasis-threads");
     a->n_threads = bound > 0 && (uint64_t)bound < cores ? (uint32_t)bound : cores;
-    ks_log(KS_LOG_INFO, "cpu", "%s: %u of %u usable cores compute (--krasis-threads %lld is the upper bound)", ks_cpu_brand(), a->n_threads, cores,
-           (long long)bound);
+    ks_log(KS_LOG_INFO, "cpu", "%s: %u of %u usable cores compute (--krasis-threads %lld is the upper bound)",
+           ks_cpu_brand(), a->n_threads, cores, (long long)bound);
     ks_pool_opts o = { .n_threads = a->n_threads, .cpus = cpus };
     return ks_pool_open(&o, &a->pool, err);
 }
@@ -51,19 +51,29 @@ static int open_registry(ks_app *a, ks_err *err)
     ks_plugin_setting *s = ks_calloc(n + KS_COUNT(forwarded), sizeof *s);
     if (!s) return ks_fail(err, KS_E_NOMEM, "out of memory for the plugins' settings");
     for (size_t i = 0; i < KS_COUNT(forwarded); i++)
-        if (ks_config_from(a->config, forwarded[i]) != KS_FROM_DEFAULT || strcmp(forwarded[i], "host") == 0 || strcmp(forwarded[i], "port") == 0)
-            s[m++] = (ks_plugin_setting){ "http", forwarded[i], ks_config_str(a->config, forwarded[i]), ks_config_origin(a->config, forwarded[i]) };
-    for (uint32_t i = 0; i < n; i++, m++) ks_config_plugin(a->config, i, &s[m].plugin, &s[m].key, &s[m].value, &s[m].origin);
+        if (ks_config_from(a->config, forwarded[i]) != KS_FROM_DEFAULT || strcmp(forwarded[i], "host") == 0 ||
+            strcmp(forwarded[i], "port") == 0)
+            s[m++] = (ks_plugin_setting) { "http", forwarded[i], ks_config_str(a->config, forwarded[i]),
+                                           ks_config_origin(a->config, forwarded[i]) };
+    for (uint32_t i = 0; i < n; i++, m++)
+        ks_config_plugin(a->config, i, &s[m].plugin, &s[m].key, &s[m].value, &s[m].origin);
     a->n_dirs = ks_plugin_dirs(ks_config_str(a->config, "plugin-dir"), a->dirs, KS_COUNT(a->dirs));
-    ks_registry_opts o = { .dirs = (const char *const *)a->dirs, .n_dirs = a->n_dirs, .cpu = ks_cpu_features(), .n_threads = a->n_threads,
-                           .settings = s, .n_settings = m, .parallel = host_parallel, .parallel_ctx = a };
+    ks_registry_opts o = { .dirs = (const char *const *)a->dirs,
+                           .n_dirs = a->n_dirs,
+                           .cpu = ks_cpu_features(),
+                           .n_threads = a->n_threads,
+                           .settings = s,
+                           .n_settings = m,
+                           .parallel = host_parallel,
+                           .parallel_ctx = a };
     int rc = ks_registry_open(&o, &a->registry, err);
     free(s);
     return rc ? rc : ks_registry_add(a->registry, &ks_ref_plugin, "(built in)", err);
 }
 
 /* Flags that only a GPU can honour: explicit ones are an error without one, defaults are worth one line. */
-static const char *const gpu_flags[] = { "num-gpus", "selected-gpus", "pp-partition", "expert-divisor", "gpu-expert-bits", "vram-limit" };
+static const char *const gpu_flags[] = { "num-gpus",       "selected-gpus",   "pp-partition",
+                                         "expert-divisor", "gpu-expert-bits", "vram-limit" };
 
 static int check_gpu_flags(ks_app *a, ks_err *err)
 {
@@ -74,19 +84,24 @@ static int check_gpu_flags(ks_app *a, ks_err *err)
     }
     const char *device = ks_config_str(a->config, "device");
     if (!gpu && (strcmp(device, "cuda") == 0 || strcmp(device, "hybrid") == 0))
-        return ks_fail(err, KS_E_CONFIG, "--device %s: no usable GPU plugin was found (see `krasis plugins`): use --device cpu or auto", device);
+        return ks_fail(err, KS_E_CONFIG,
+                       "--device %s: no usable GPU plugin was found (see `krasis plugins`): use --device cpu or auto",
+                       device);
     if (gpu) return 0;
     for (size_t i = 0; i < KS_COUNT(gpu_flags); i++)
         if (ks_config_from(a->config, gpu_flags[i]) != KS_FROM_DEFAULT)
-            return ks_fail(err, KS_E_CONFIG, "--%s '%s' (from %s) needs a GPU, and none is usable here (see `krasis plugins`): remove it", gpu_flags[i],
-                           ks_config_str(a->config, gpu_flags[i]), ks_config_origin(a->config, gpu_flags[i]));
-    ks_log(KS_LOG_INFO, "device", "no usable GPU: everything runs on the CPU; settings for GPUs keep their defaults and have no effect");
+            return ks_fail(err, KS_E_CONFIG,
+                           "--%s '%s' (from %s) needs a GPU, and none is usable here (see `krasis plugins`): remove it",
+                           gpu_flags[i], ks_config_str(a->config, gpu_flags[i]),
+                           ks_config_origin(a->config, gpu_flags[i]));
+    ks_log(KS_LOG_INFO, "device",
+           "no usable GPU: everything runs on the CPU; settings for GPUs keep their defaults and have no effect");
     return 0;
 }
 
 int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err)
 {
-    *a = (ks_app){ .config = c };
+    *a = (ks_app) { .config = c };
     int rc;
     if ((rc = open_pool(a, err)) || (rc = open_registry(a, err))) return rc;
     if ((rc = ks_registry_choose(a->registry, KS_KIND_KERNELS, ks_config_str(c, "kernels"), err))) return rc;
@@ -94,16 +109,23 @@ int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err)
         ks_plugin_entry *p = ks_registry_entry(a->registry, i);
         if (p->state != KS_PLUGIN_CHOSEN) continue;
         if (p->desc.kind == KS_KIND_KERNELS && (rc = ks_registry_start(a->registry, p, err))) return rc;
-        ks_log(KS_LOG_INFO, "plugins", "kernels: %s, score %d (--kernels changes it, `krasis plugins` explains)", p->name, p->score);
+        ks_log(KS_LOG_INFO, "plugins", "kernels: %s, score %d (--kernels changes it, `krasis plugins` explains)",
+               p->name, p->score);
     }
     return ks_kernel_table_new(a->registry, &a->kernels, err);
 }
 
 /* ---- model */
 
-static uint32_t type_of_bits(int64_t bits) { return bits == 4 ? KS_T_I4 : bits == 8 ? KS_T_I8 : KS_T_BF16; }
+static uint32_t type_of_bits(int64_t bits)
+{
+    return bits == 4 ? KS_T_I4 : bits == 8 ? KS_T_I8 : KS_T_BF16;
+}
 
-static uint32_t type_of_name(const char *s) { return strcmp(s, "int8") == 0 ? KS_T_I8 : strcmp(s, "int4") == 0 ? KS_T_I4 : KS_T_BF16; }
+static uint32_t type_of_name(const char *s)
+{
+    return strcmp(s, "int8") == 0 ? KS_T_I8 : strcmp(s, "int4") == 0 ? KS_T_I4 : KS_T_BF16;
+}
 
 void ks_app_types(const ks_config *c, uint32_t t[16])
 {
@@ -124,10 +146,13 @@ uint32_t ks_app_kv_type(const ks_config *c)
 int ks_app_model(ks_app *a, ks_err *err)
 {
     const char *path = ks_config_str(a->config, "model-path");
-    if (!*path) return ks_fail(err, KS_E_CONFIG, "no model: give --model-path DIR, or model-path in the [model] section of the INI file");
+    if (!*path)
+        return ks_fail(err, KS_E_CONFIG,
+                       "no model: give --model-path DIR, or model-path in the [model] section of the INI file");
     char clean[4096];
     int n = snprintf(clean, sizeof clean, "%s", path);
-    if (n < 0 || (size_t)n >= sizeof clean) return ks_fail(err, KS_E_CONFIG, "--model-path has %d bytes: at most %zu are allowed", n, sizeof clean - 1);
+    if (n < 0 || (size_t)n >= sizeof clean)
+        return ks_fail(err, KS_E_CONFIG, "--model-path has %d bytes: at most %zu are allowed", n, sizeof clean - 1);
     while (n > 1 && clean[n - 1] == '/') clean[--n] = 0;
     const char *slash = strrchr(clean, '/');
     (void)snprintf(a->name, sizeof a->name, "%.*s", (int)sizeof a->name - 1, slash ? slash + 1 : clean);
@@ -137,15 +162,18 @@ int ks_app_model(ks_app *a, ks_err *err)
 
 static int open_weights(ks_app *a, ks_err *err)
 {
-    ks_store_opts o = { .rebuild = ks_config_bool(a->config, "force-load"), .verify = ks_config_bool(a->config, "verify"), .pool = a->pool };
+    ks_store_opts o = { .rebuild = ks_config_bool(a->config, "force-load"),
+                        .verify = ks_config_bool(a->config, "verify"),
+                        .pool = a->pool };
     const char *dir = ks_config_str(a->config, "cache-dir");
     if (*dir) o.cache_dir = dir;
     ks_app_types(a->config, o.type);
     uint64_t t0 = ks_now_ns();
     int rc = ks_store_open(a->ckpt, a->model.specs, a->model.graph.n_weights, &o, a->model.weights, &a->store, err);
     if (rc) return rc;
-    ks_log(KS_LOG_INFO, "weights", "%.1f MB (experts %s, attention %s, head %s) %s in %.1f s", (double)ks_store_bytes(a->store) / 1e6,
-           ks_type_name(o.type[KS_CLS_EXPERT]), ks_type_name(o.type[KS_CLS_ATTN]), ks_type_name(o.type[KS_CLS_HEAD]),
+    ks_log(KS_LOG_INFO, "weights", "%.1f MB (experts %s, attention %s, head %s) %s in %.1f s",
+           (double)ks_store_bytes(a->store) / 1e6, ks_type_name(o.type[KS_CLS_EXPERT]),
+           ks_type_name(o.type[KS_CLS_ATTN]), ks_type_name(o.type[KS_CLS_HEAD]),
            ks_store_was_cached(a->store) ? "from the cache" : "quantized", (double)(ks_now_ns() - t0) / 1e9);
     return 0;
 }
@@ -168,6 +196,7 @@ static int open_text(ks_app *a, ks_err *err)
         return 0;
     }
     if (!rc) rc = ks_template_new(source, n, &a->chat, &e);
+    a->chat_developer = !rc && memmem(source, n, "developer", 9);
     free(source);
     return rc ? ks_fail(err, rc, "%s", e.msg) : 0;
 }
@@ -175,35 +204,46 @@ static int open_text(ks_app *a, ks_err *err)
 static int open_engine(ks_app *a, ks_err *err)
 {
     ks_config *c = a->config;
-    a->cpu = (ks_cpu_ctx){ .pool = a->pool, .kernels = a->kernels };
+    a->cpu = (ks_cpu_ctx) { .pool = a->pool, .kernels = a->kernels };
     int64_t context = ks_config_int(c, "context");
     uint32_t model_ctx = a->model.graph.n_ctx;
     if (context > (int64_t)model_ctx)
-        return ks_fail(err, KS_E_CONFIG, "--context %lld: the model was made for at most %u tokens", (long long)context, model_ctx);
+        return ks_fail(err, KS_E_CONFIG, "--context %lld: the model was made for at most %u tokens", (long long)context,
+                       model_ctx);
     if (context == 0) context = KS_MIN(model_ctx, KS_DEFAULT_CONTEXT);
     char *generation = NULL, *path = ks_path_join(ks_ckpt_dir(a->ckpt), "generation_config.json");
     if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory");
     int rc = ks_file_exists(path) ? ks_file_read(path, 1 << 20, &generation, NULL, err) : 0;
     free(path);
     if (rc) return rc;
-    ks_engine_opts o = { .model = &a->model, .tok = a->tok, .chat = a->chat, .device = &ks_cpu_device_iface, .device_self = &a->cpu, .name = a->name,
-                         .path = ks_config_str(c, "model-path"), .generation_config = generation, .n_ctx = (uint32_t)context,
-                         .kv_type = ks_app_kv_type(c), .kv_bytes = (uint64_t)ks_config_int(c, "kv-cache-mb") << 20,
-                         .max_running = (uint32_t)ks_config_int(c, "max-running"), .max_waiting = (uint32_t)ks_config_int(c, "max-waiting"),
+    ks_engine_opts o = { .model = &a->model,
+                         .tok = a->tok,
+                         .chat = a->chat,
+                         .chat_developer = a->chat_developer,
+                         .device = &ks_cpu_device_iface,
+                         .device_self = &a->cpu,
+                         .name = a->name,
+                         .path = ks_config_str(c, "model-path"),
+                         .generation_config = generation,
+                         .n_ctx = (uint32_t)context,
+                         .kv_type = ks_app_kv_type(c),
+                         .kv_bytes = (uint64_t)ks_config_int(c, "kv-cache-mb") << 20,
+                         .max_running = (uint32_t)ks_config_int(c, "max-running"),
+                         .max_waiting = (uint32_t)ks_config_int(c, "max-waiting"),
                          .step_tokens = (uint32_t)ks_config_int(c, "step-tokens") };
     rc = ks_engine_open(&o, &a->engine, err);
     free(generation);
     if (!rc)
-        ks_log(KS_LOG_INFO, "engine", "%s (%s): context %lld tokens (--context), KV cache %s (--kv-dtype)", a->name, a->model.arch, (long long)context,
-               ks_config_str(c, "kv-dtype"));
+        ks_log(KS_LOG_INFO, "engine", "%s (%s): context %lld tokens (--context), KV cache %s (--kv-dtype)", a->name,
+               a->model.arch, (long long)context, ks_config_str(c, "kv-dtype"));
     return rc;
 }
 
 int ks_app_open(ks_config *c, ks_app *a, ks_err *err)
 {
     int rc;
-    if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_app_model(a, err)) || (rc = open_weights(a, err)) ||
-        (rc = open_text(a, err)))
+    if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_app_model(a, err)) ||
+        (rc = open_weights(a, err)) || (rc = open_text(a, err)))
         return rc;
     return open_engine(a, err);
 }
@@ -220,7 +260,7 @@ void ks_app_close(ks_app *a)
     ks_registry_close(a->registry);
     ks_pool_close(a->pool);
     for (uint32_t i = 0; i < a->n_dirs; i++) free(a->dirs[i]);
-    *a = (ks_app){ 0 };
+    *a = (ks_app) { 0 };
 }
 
 int ks_app_fail(const ks_err *err)

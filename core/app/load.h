@@ -16,6 +16,7 @@ typedef struct ks_app {
     ks_store *store;
     ks_tokenizer *tok;
     ks_template *chat;
+    bool chat_developer; /* the template knows that role */
     ks_cpu_ctx cpu;
     ks_engine *engine;
     char *dirs[8];

@@ -18,8 +18,9 @@
 #define KS_DEFAULT_STEP 512u
 #define KS_MAX_KV_BYTES ((uint64_t)4 << 30)
 #define KS_SNAPSHOTS 16u
-#define KS_PROMPT_LOGITS 64u /* rows of a step whose logits may be wanted beside the answers' own (echo, evaluation) \
-                              */
+#define KS_PROMPT_LOGITS                                                                        \
+    64u /* rows of a step whose logits may be wanted beside the answers' own (echo, evaluation) \
+         */
 
 /* ---- queues, under mu */
 
@@ -392,7 +393,8 @@ bool ks_engine_drain(ks_engine *e, uint32_t limit_ms)
     until.tv_nsec = (long)(ns % 1000000000);
     pthread_mutex_lock(&e->mu);
     e->draining = true;
-    while (e->n_jobs && pthread_cond_timedwait(&e->idle, &e->mu, &until) != ETIMEDOUT) {}
+    while (e->n_jobs && pthread_cond_timedwait(&e->idle, &e->mu, &until) != ETIMEDOUT) {
+    }
     bool all = e->n_jobs == 0;
     pthread_mutex_unlock(&e->mu);
     return all;

@@ -16,6 +16,7 @@ typedef struct ks_engine_opts {
     const ks_model *model;   /* weights filled; outlives the engine */
     const ks_tokenizer *tok; /* may be NULL: ids only */
     const ks_template *chat; /* may be NULL: chat requests are refused with the reason */
+    bool chat_developer;     /* the template knows the role "developer" */
     const ks_device_iface *device;
     void *device_self;
     const char *name, *path;       /* of the model, for clients */

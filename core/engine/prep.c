@@ -4,6 +4,7 @@
 
 #include "base/base.h"
 #include "base/clock.h"
+#include "engine/chat.h"
 #include <krasis/json.h>
 #include <math.h>
 
@@ -148,19 +149,14 @@ static int copy_kwargs(ks_jw *w, const ks_job *j, ks_err *err)
     return 0;
 }
 
-static int render(ks_engine *e, ks_job *j, char **ret, size_t *ret_n, ks_err *err)
+static int render_once(ks_engine *e, ks_job *j, uint32_t flags, char **ret, size_t *ret_n, ks_err *err)
 {
-    if (!e->o.chat || !e->o.tok)
-        return ks_fail(
-            err, KS_E_UNSUPPORTED,
-            "model '%s' has no chat template: use the completions endpoint, or add a chat_template.jinja to its folder",
-            e->name);
     ks_jw w;
     ks_jw_init(&w);
     ks_jw_object(&w);
     int rc = copy_kwargs(&w, j, err);
     ks_jw_key(&w, "messages");
-    ks_jw_raw(&w, j->rq.messages, j->rq.messages_bytes);
+    if (!rc) rc = ks_chat_messages(j->rq.messages, j->rq.messages_bytes, flags, &w, err);
     if (j->rq.tools) {
         ks_jw_key(&w, "tools");
         ks_jw_raw(&w, j->rq.tools, j->rq.tools_bytes);
@@ -178,6 +174,24 @@ static int render(ks_engine *e, ks_job *j, char **ret, size_t *ret_n, ks_err *er
     if (!rc) rc = ks_template_render(e->o.chat, w.text, w.n, ks_now_unix(), NULL, ret, ret_n, err);
     ks_jw_fini(&w);
     return rc;
+}
+
+/* Most templates walk through a tool call's arguments as an object; a few print them as the string that the API
+ * has and fail on an object: those get a second try. */
+static int render(ks_engine *e, ks_job *j, char **ret, size_t *ret_n, ks_err *err)
+{
+    if (!e->o.chat || !e->o.tok)
+        return ks_fail(
+            err, KS_E_UNSUPPORTED,
+            "model '%s' has no chat template: use the completions endpoint, or add a chat_template.jinja to its folder",
+            e->name);
+    uint32_t flags = e->o.chat_developer ? KS_CHAT_KEEP_DEVELOPER : 0;
+    ks_err first = { 0 };
+    int rc = render_once(e, j, flags, ret, ret_n, &first);
+    if (rc && memmem(j->rq.messages, j->rq.messages_bytes, "\"tool_calls\"", 12) &&
+        render_once(e, j, flags | KS_CHAT_KEEP_ARGUMENTS, ret, ret_n, NULL) == 0)
+        return 0;
+    return rc ? ks_fail(err, rc, "%s", first.msg) : 0;
 }
 
 static int tokenize(ks_engine *e, ks_job *j, ks_err *err)
