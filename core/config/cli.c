@@ -109,7 +109,7 @@ static int read_flag(ks_config *c, ks_cli *cli, int command, int argc, char **ar
         (*inout_i)++;
     }
     if (strcmp(s->name, "set") == 0) return set_plugin(c, value, err);
-    (void)snprintf(origin, sizeof origin, "--%s", s->name); /* fits */
+    (void)snprintf(origin, sizeof origin, "%s%s", one_letter ? "-" : "--", s->name); /* fits */
     int rc = ks__config_set(c, i, value, KS_FROM_FLAG, origin, NULL, err);
     if (rc == 0) {
         cli->help = ks_config_bool(c, "help");
