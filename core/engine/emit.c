@@ -39,7 +39,7 @@ static int release(ks_emit *e, size_t n, bool all, const ks_sink *s, uint32_t ch
 {
     uint64_t end = e->appended - e->held.n + n;
     uint32_t m = 0;
-    while (m < e->n_pending && (all || e->pending[m].offset < end)) m++;
+    while (m < e->n_pending && (all || !e->tok || e->pending[m].offset < end)) m++;
     for (uint32_t i = 0; i < m; i++) {
         const ks_emit_token *t = &e->pending[i];
         ks_logprob *lp = e->lp + (size_t)i * (KS_TOP_MAX);

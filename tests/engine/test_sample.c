@@ -1,0 +1,218 @@
+/* Sampling: limits, order of the rules, frequencies, determinism. */
+#include "base/base.h"
+#include "engine/sample.h"
+#include <cmocka.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+
+#define V 8u
+
+static ks_sampling plain(void)
+{
+    ks_sampling u, r;
+    ks_sampling_init(&u);
+    assert_int_equal(ks_sampling_resolve(&u, NULL, &r, NULL), 0);
+    return r;
+}
+
+/* Counts `n` draws from the same logits. */
+static void draw(const ks_sampling *p, const float *logits, uint32_t n, uint32_t count[V])
+{
+    ks_sampler s;
+    ks_cand cand[V];
+    float z[V];
+    assert_int_equal(ks_sampler_init(&s, p, V, V, 42, NULL), 0);
+    memset(count, 0, V * sizeof *count);
+    for (uint32_t i = 0; i < n; i++) {
+        memcpy(z, logits, sizeof z);
+        int32_t id = ks_sample(&s, z, cand);
+        assert_in_range(id, 0, V - 1);
+        count[id]++;
+    }
+    ks_sampler_fini(&s);
+}
+
+static const float logits[V] = { 0, 1, 2, 3, 3, 2, 1, 0 };
+
+static void temperature_zero_takes_the_first_of_the_best(void **state)
+{
+    (void)state;
+    uint32_t c[V];
+    ks_sampling p = plain();
+    p.temperature = 0;
+    draw(&p, logits, 10, c);
+    assert_int_equal(c[3], 10);
+}
+
+static void frequencies_follow_the_softmax(void **state)
+{
+    (void)state;
+    uint32_t c[V], n = 200000;
+    double sum = 0;
+    ks_sampling p = plain();
+    draw(&p, logits, n, c);
+    for (uint32_t i = 0; i < V; i++) sum += exp((double)logits[i]);
+    for (uint32_t i = 0; i < V; i++) {
+        double want = exp((double)logits[i]) / sum;
+        assert_true(fabs(c[i] / (double)n - want) < 5 * sqrt(want / n));
+    }
+}
+
+static void top_k_keeps_the_k_best_ties_to_the_lower_id(void **state)
+{
+    (void)state;
+    uint32_t c[V];
+    ks_sampling p = plain();
+    p.top_k = 3;
+    draw(&p, logits, 5000, c);
+    assert_true(c[3] > 0 && c[4] > 0 && c[2] > 0);
+    assert_int_equal(c[3] + c[4] + c[2], 5000);
+}
+
+static void top_p_keeps_the_smallest_set_that_reaches_p(void **state)
+{
+    (void)state;
+    uint32_t c[V];
+    ks_sampling p = plain();
+    p.top_p = 0.6f; /* 3 and 4 have 0.64 together */
+    draw(&p, logits, 5000, c);
+    assert_int_equal(c[3] + c[4], 5000);
+    p.top_p = 0;
+    draw(&p, logits, 100, c);
+    assert_int_equal(c[3], 100);
+}
+
+static void top_p_is_a_share_of_what_top_k_left(void **state)
+{
+    (void)state;
+    uint32_t c[V];
+    ks_sampling p = plain();
+    p.top_k = 2;
+    p.top_p = 0.45f; /* of the two equal ones: the first alone has 0.5 */
+    draw(&p, logits, 200, c);
+    assert_int_equal(c[3], 200);
+}
+
+static void min_p_drops_what_is_far_below_the_best(void **state)
+{
+    (void)state;
+    uint32_t c[V];
+    ks_sampling p = plain();
+    p.min_p = 0.3f; /* e^-1 = 0.37 stays, e^-2 = 0.14 goes */
+    draw(&p, logits, 5000, c);
+    assert_int_equal(c[0] + c[1] + c[6] + c[7], 0);
+    assert_true(c[2] > 0 && c[5] > 0);
+    p.top_k = 7;
+    draw(&p, logits, 5000, c);
+    assert_int_equal(c[0] + c[1] + c[6] + c[7], 0);
+}
+
+static void penalties_lower_what_was_generated(void **state)
+{
+    (void)state;
+    ks_sampler s;
+    ks_cand cand[V];
+    float z[V];
+    ks_sampling p = plain();
+    p.temperature = 0;
+    p.presence_penalty = 0.5f;
+    p.frequency_penalty = 0.1f;
+    p.repetition_penalty = 1.5f;
+    assert_int_equal(ks_sampler_init(&s, &p, V, V, 1, NULL), 0);
+    ks_sampler_accept(&s, 3, true);
+    ks_sampler_accept(&s, 3, true);
+    ks_sampler_accept(&s, 2, false);
+    memcpy(z, logits, sizeof z);
+    assert_int_equal(ks_sample(&s, z, cand), 4);
+    assert_float_equal(z[3], 3 / 1.5f - 0.5f - 0.2f, 1e-6);
+    assert_float_equal(z[2], 2 / 1.5f, 1e-6); /* in the prompt: repetition only */
+    assert_float_equal(z[4], 3, 0);
+    ks_sampler_fini(&s);
+}
+
+static void bias_and_ids_without_a_token_are_respected(void **state)
+{
+    (void)state;
+    ks_sampler s;
+    ks_cand cand[V];
+    ks_err err;
+    float z[V] = { 0, 0, 0, 0, 0, 0, 0, 9 };
+    int32_t ids[1] = { 2 };
+    float bias[1] = { 5 };
+    ks_sampling p = plain();
+    p.temperature = 0;
+    p.n_bias = 1;
+    p.bias_ids = ids;
+    p.bias = bias;
+    assert_int_equal(ks_sampler_init(&s, &p, V, 7, 1, NULL), 0); /* token 7 is padding of the head */
+    assert_int_equal(ks_sample(&s, z, cand), 2);
+    ks_sampler_fini(&s);
+    ids[0] = 8;
+    assert_int_equal(ks_sampler_init(&s, &p, V, V, 1, &err), KS_E_INVAL);
+    assert_string_equal(err.msg, "'logit_bias' names token 8: the vocabulary has 8");
+}
+
+static void a_seed_repeats(void **state)
+{
+    (void)state;
+    uint32_t a[V], b[V];
+    ks_sampling p = plain();
+    p.top_k = 5;
+    draw(&p, logits, 1000, a);
+    draw(&p, logits, 1000, b);
+    assert_memory_equal(a, b, sizeof a);
+}
+
+static void the_models_defaults_stand_behind_the_request(void **state)
+{
+    (void)state;
+    ks_sampling rq, model, r;
+    ks_err err;
+    ks_sampling_init(&rq);
+    ks_sampling_init(&model);
+    model.temperature = 0.7f;
+    model.top_k = 20;
+    rq.top_p = 0.5f;
+    assert_int_equal(ks_sampling_resolve(&rq, &model, &r, NULL), 0);
+    assert_float_equal(r.temperature, 0.7f, 0);
+    assert_float_equal(r.top_p, 0.5f, 0);
+    assert_float_equal(r.min_p, 0, 0);
+    assert_int_equal(r.top_k, 20);
+    rq.top_p = 1.5f;
+    assert_int_equal(ks_sampling_resolve(&rq, &model, &r, &err), KS_E_INVAL);
+    assert_string_equal(err.msg, "'top_p' is 1.5: allowed is 0 to 1");
+    rq.top_p = INFINITY;
+    assert_int_equal(ks_sampling_resolve(&rq, &model, &r, NULL), KS_E_INVAL);
+}
+
+static void logprobs_are_the_log_softmax(void **state)
+{
+    (void)state;
+    ks_cand cand[V], top[3];
+    double sum = 0;
+    for (uint32_t i = 0; i < V; i++) sum += exp((double)logits[i]);
+    assert_float_equal(ks_logprobs(logits, V, 1, 3, cand, top), 1 - log(sum), 1e-6);
+    assert_int_equal(top[0].id, 3);
+    assert_int_equal(top[1].id, 4);
+    assert_int_equal(top[2].id, 2);
+    assert_float_equal(top[2].logit, 2 - log(sum), 1e-6);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(temperature_zero_takes_the_first_of_the_best),
+        cmocka_unit_test(frequencies_follow_the_softmax),
+        cmocka_unit_test(top_k_keeps_the_k_best_ties_to_the_lower_id),
+        cmocka_unit_test(top_p_keeps_the_smallest_set_that_reaches_p),
+        cmocka_unit_test(top_p_is_a_share_of_what_top_k_left),
+        cmocka_unit_test(min_p_drops_what_is_far_below_the_best),
+        cmocka_unit_test(penalties_lower_what_was_generated),
+        cmocka_unit_test(bias_and_ids_without_a_token_are_respected),
+        cmocka_unit_test(a_seed_repeats),
+        cmocka_unit_test(the_models_defaults_stand_behind_the_request),
+        cmocka_unit_test(logprobs_are_the_log_softmax),
+    };
+    return cmocka_run_group_tests_name("sample", tests, NULL, NULL);
+}
