@@ -1,9 +1,11 @@
 /* Chat messages: what is rewritten, what goes through, what is refused and how. */
 #include "base/base.h"
 #include "engine/chat.h"
-#include <cmocka.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
+
+#include <cmocka.h>
 
 static void expect(const char *in, uint32_t flags, const char *want)
 {

@@ -3,10 +3,12 @@
 #include "engine/engine.h"
 #include "engine/fake_device.h"
 #include "engine/impl.h"
-#include <cmocka.h>
+#include <unistd.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
-#include <unistd.h>
+
+#include <cmocka.h>
 
 typedef struct client {
     pthread_mutex_t mu;

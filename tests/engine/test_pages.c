@@ -1,9 +1,11 @@
 /* KV pages: references, reuse order, keys. */
 #include "base/base.h"
 #include "engine/pages.h"
-#include <cmocka.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
+
+#include <cmocka.h>
 
 static void tokens(int32_t t[KS_PAGE_TOK], int32_t first)
 {

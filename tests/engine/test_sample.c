@@ -1,10 +1,12 @@
 /* Sampling: limits, order of the rules, frequencies, determinism. */
 #include "base/base.h"
 #include "engine/sample.h"
-#include <cmocka.h>
 #include <math.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
+
+#include <cmocka.h>
 
 #define V 8u
 
