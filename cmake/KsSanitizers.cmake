@@ -1,3 +1,12 @@
+# KS_FUZZ instruments everything, so that libFuzzer sees the branches of the layers, too.
+if(KS_FUZZ)
+    if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang" OR NOT KS_SANITIZE STREQUAL "")
+        message(FATAL_ERROR "KS_FUZZ needs clang (-DCMAKE_C_COMPILER=clang) and no KS_SANITIZE: it brings its own")
+    endif()
+    add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+                        -fno-omit-frame-pointer)
+    add_link_options(-fsanitize=address,undefined)
+endif()
 if(KS_SANITIZE STREQUAL "address")
     add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
     add_link_options(-fsanitize=address,undefined)
