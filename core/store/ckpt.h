@@ -13,8 +13,15 @@ const char *ks_ckpt_dir(const ks_ckpt *c);
 uint64_t ks_ckpt_count(const ks_ckpt *c);
 const ks_tensor *ks_ckpt_at(const ks_ckpt *c, uint64_t i);
 const ks_tensor *ks_ckpt_find(const ks_ckpt *c, const char *name); /* NULL: none */
-KS_MUST_CHECK int ks_ckpt_read(const ks_ckpt *c, const ks_tensor *t, uint64_t off, void *dst, size_t bytes, ks_err *err);
+/* The number i for which ks_ckpt_at gave t. */
+uint64_t ks_ckpt_index(const ks_ckpt *c, const ks_tensor *t);
+KS_MUST_CHECK int ks_ckpt_read(const ks_ckpt *c, const ks_tensor *t, uint64_t off, void *dst, size_t bytes,
+                               ks_err *err);
+/* A metadata value of the first file; KS_E_NOTFOUND, also if its loader has none. */
+int ks_ckpt_meta(const ks_ckpt *c, const char *key, uint64_t index, ks_value *ret, ks_err *err);
 /* Fingerprint of the content: sizes, headers, a hash over sampled pages of every shard; full: all bytes. */
 KS_MUST_CHECK int ks_ckpt_fingerprint(const ks_ckpt *c, bool full, char ret_hex[33], ks_err *err);
+/* Names, sizes and modification times of the files as they were at open: equal means untouched since. */
+uint64_t ks_ckpt_stamp(const ks_ckpt *c);
 
 #endif
