@@ -80,7 +80,7 @@ static int read_flag(ks_config *c, ks_cli *cli, int command, int argc, char **ar
 {
     const char *arg = argv[*inout_i], *flag = arg + (arg[1] == '-' ? 2 : 1), *eq = strchr(flag, '='),
                *value = eq ? eq + 1 : NULL;
-    char name[64], origin[72];
+    char name[64], origin[72], allowed[224];
     if (!flag_name(flag, name)) return unknown(cli, command, arg, flag, err);
     if (strcmp(arg, "-h") == 0) return cli->help = true, 0;
     const bool one_letter = arg[1] != '-'; /* -n is --n, and nothing else is short */
@@ -100,7 +100,9 @@ static int read_flag(ks_config *c, ks_cli *cli, int command, int argc, char **ar
         value = off ? "false" : "true";
     } else if (!value) {
         const char *next = *inout_i + 1 < argc ? argv[*inout_i + 1] : NULL;
-        if (!next) return ks_fail(err, KS_E_CONFIG, "--%s: a value is missing: --%s %s", s->name, s->name, s->arg);
+        if (!next)
+            return ks_fail(err, KS_E_CONFIG, "%s: a value is missing: %s", arg,
+                           ks__setting_allowed(s, allowed, sizeof allowed));
         if (strncmp(next, "--", 2) == 0)
             return ks_fail(err, KS_E_CONFIG,
                            "--%s: a value is missing; one that begins with '--' is written --%s=VALUE", s->name,
@@ -132,9 +134,11 @@ int ks_config_read_args(ks_config *c, ks_cli *cli, int argc, char **argv, int fi
             int rc = read_flag(c, cli, command, argc, argv, &i, err);
             if (rc) return rc;
         } else if (cli->n_words == ks__commands[command].max_words) {
-            return ks_fail(err, KS_E_CONFIG, "unexpected word %s: `%s` takes %s", ks__quote(arg, quoted),
-                           program(cli, prog),
-                           ks__commands[command].max_words == 0 ? "flags only" : ks__commands[command].words);
+            const ks_command *k = &ks__commands[command];
+            return k->max_words == KS_COUNT(cli->words)
+                       ? ks_fail(err, KS_E_CONFIG, "`%s` takes at most %u words", program(cli, prog), k->max_words)
+                       : ks_fail(err, KS_E_CONFIG, "unexpected word %s: `%s` takes %s", ks__quote(arg, quoted),
+                                 program(cli, prog), k->max_words == 0 ? "flags only" : k->words);
         } else {
             cli->words[cli->n_words++] = arg;
         }

@@ -480,34 +480,40 @@ static int save_path(ks_buf *b, const char *key, const char *v, ks_err *err)
     return 0;
 }
 
-int ks_config_save(const ks_config *c, const char *path, ks_err *err)
+int ks__config_text(const ks_config *c, ks_buf *b, ks_err *err)
 {
-    ks_buf b;
     int rc = 0;
-    ks_buf_init(&b, 0);
-    ks_buf_adds(&b, "# Written by `krasis config save`. Read by `krasis`, the launcher. Delete a line to have the "
-                    "default again.\n");
+    ks_buf_adds(b, "# Written by `krasis config save`. Read by `krasis`, the launcher. Delete a line to have the "
+                   "default again.\n");
     for (int s = 0; s < KS_SECTION_COUNT && rc == 0; s++) {
         bool title = false;
         for (uint32_t i = 0; i < ks__n_settings && rc == 0; i++) {
             const ks_setting *row = &ks__settings[i];
             const value *v = &c->values[i];
             if ((int)row->section != s || !ks__sections[s].in_ini || v->from == KS_FROM_DEFAULT) continue;
-            if (!title) ks_buf_printf(&b, "\n[%s]\n", ks__sections[s].name);
+            if (!title) ks_buf_printf(b, "\n[%s]\n", ks__sections[s].name);
             title = true;
             if (row->props & KS_ROW_SECRET && *v->text)
                 rc = ks_fail(err, KS_E_CONFIG, "--%s: secrets are not saved: use --%s-file", row->name, row->name);
             else if (row->type == KS_SET_PATH)
-                rc = save_path(&b, row->name, v->text, err);
+                rc = save_path(b, row->name, v->text, err);
             else
-                save_line(&b, row->name, v->text);
+                save_line(b, row->name, v->text);
         }
     }
     for (uint32_t i = 0; i < c->n_plugin && rc == 0; i++) {
-        ks_buf_printf(&b, "\n[%s]\n", c->plugin[i].plugin);
-        save_line(&b, c->plugin[i].key, c->plugin[i].value);
+        ks_buf_printf(b, "\n[%s]\n", c->plugin[i].plugin);
+        save_line(b, c->plugin[i].key, c->plugin[i].value);
     }
-    if (rc == 0 && b.failed) rc = ks_fail(err, KS_E_NOMEM, "%s: out of memory", path);
+    if (rc == 0 && b->failed) rc = ks_fail(err, KS_E_NOMEM, "saved settings: out of memory");
+    return rc;
+}
+
+int ks_config_save(const ks_config *c, const char *path, ks_err *err)
+{
+    ks_buf b;
+    ks_buf_init(&b, 0);
+    int rc = ks__config_text(c, &b, err);
     if (rc == 0) rc = ks_file_write(path, b.p, b.n, err);
     ks_buf_fini(&b);
     return rc;

@@ -43,16 +43,16 @@ static void text_of(const ks_setting *s, char *dst, size_t cap)
     (void)snprintf(dst, cap, "%s.%s%s", s->help, *s->more ? " " : "", s->more); /* sized for the longest row: tested */
 }
 
-/* "--port N" */
+/* "--port N", "--path prefill|decode" */
 static void flag_of(const ks_setting *s, char *dst, size_t cap)
 {
-    const char *dashes = s->name[1] ? "--" : "-";
-    (void)snprintf(dst, cap, "%s%s%s%s", dashes, s->name, *s->arg ? " " : "", s->arg); /* fits: tested */
+    const char *dashes = s->name[1] ? "--" : "-", *arg = s->type == KS_SET_CHOICE ? s->choices : s->arg;
+    (void)snprintf(dst, cap, "%s%s%s%s", dashes, s->name, *arg ? " " : "", arg); /* fits: tested */
 }
 
 static const char *shown_default(const ks_setting *s)
 {
-    return *s->dflt ? s->dflt : s->type == KS_SET_BOOL ? "false" : "not set";
+    return *s->dflt ? s->dflt : "not set";
 }
 
 /* ---- help */
@@ -139,7 +139,9 @@ static void markdown_setting(FILE *f, const ks_setting *s)
     text_of(s, text, sizeof text);
     put(f, "\n### `%s`\n\n", flag);
     put_wrapped(f, text, "", 0);
-    put(f, "\n- Default: `%s`\n- Allowed: %s\n", shown_default(s), ks__setting_allowed(s, allowed, sizeof allowed));
+    const char *tick = *s->dflt ? "`" : "";
+    put(f, "\n- Default: %s%s%s\n- Allowed: %s\n", tick, shown_default(s), tick,
+        ks__setting_allowed(s, allowed, sizeof allowed));
     if (s->props & KS_ROW_GPU)
         put(f, "- Needs a GPU: without one, the flag is an error, and a key in a file has no effect but a line in the "
                "log\n");

@@ -2,6 +2,7 @@
 #ifndef KS_CONFIG_OPTIONS_H
 #define KS_CONFIG_OPTIONS_H
 
+#include "base/buf.h"
 #include "config/config.h"
 
 enum {
@@ -84,6 +85,8 @@ KS_MUST_CHECK int ks__config_set(ks_config *c, int i, const char *value, int fro
 /* One setting of a plugin's section. */
 KS_MUST_CHECK int ks__config_set_plugin(ks_config *c, const char *plugin, const char *key, const char *value, int from,
                                         const char *origin, ks_err *err);
+/* The text of the saved file. */
+KS_MUST_CHECK int ks__config_text(const ks_config *c, ks_buf *b, ks_err *err);
 /* The value for a message: quoted, cut at 96 bytes on a character's border. Returns dst. */
 char *ks__quote(const char *value, char dst[112]);
 
