@@ -327,17 +327,13 @@ static int magnitude(const ks_json *j, bool *ret_negative, uint64_t *ret)
 {
     uint64_t v = 0;
     if (token_of(j) != KS_JSON_NUMBER) return KS_E_INVAL;
-    bool negative = j->tok[0] == '-';
+    bool negative = j->tok[0] == '-', fits = true;
     for (size_t i = negative; i < j->tok_bytes; i++) {
         char c = j->tok[i];
         if (c < '0' || c > '9') return KS_E_INVAL;
-        if (__builtin_mul_overflow(v, 10u, &v) || __builtin_add_overflow(v, (uint64_t)(c - '0'), &v)) v = UINT64_MAX;
-        if (v == UINT64_MAX && i + 1 < j->tok_bytes) { /* the rest must still be digits */
-            while (++i < j->tok_bytes)
-                if (j->tok[i] < '0' || j->tok[i] > '9') return KS_E_INVAL;
-            return KS_E_LIMIT;
-        }
+        fits = fits && !__builtin_mul_overflow(v, 10u, &v) && !__builtin_add_overflow(v, (uint64_t)(c - '0'), &v);
     }
+    if (!fits) return KS_E_LIMIT;
     *ret_negative = negative;
     *ret = v;
     return 0;

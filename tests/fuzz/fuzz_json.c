@@ -30,9 +30,9 @@ static void check_number(const ks_json *j, ks_jw *w)
     int64_t i;
     uint64_t u;
     double d;
-    if (ks_json_i64(j, &i) == 0)
+    if (ks_json_i64(j, &i) == 0 && (i || j->tok[0] != '-')) /* -0 is a double's */
         ks_jw_i64(w, i);
-    else if (ks_json_u64(j, &u) == 0)
+    else if (ks_json_u64(j, &u) == 0 && u)
         ks_jw_u64(w, u);
     else if (ks_json_f64(j, &d) == 0)
         ks_jw_f64(w, d);
