@@ -18,7 +18,7 @@ static int krasis(const char *args)
 {
     char cmd[1024];
     const char *program = getenv("KRASIS_PROGRAM"); /* another build's */
-    assert_true(snprintf(cmd, sizeof cmd, "%s %s 2>&1 </dev/null", program ? program : KS_BUILD_DIR "/krasis", args) <
+    assert_true(snprintf(cmd, sizeof cmd, "%s 2>&1 </dev/null %s", program ? program : KS_BUILD_DIR "/krasis", args) <
                 (int)sizeof cmd);
     FILE *p = popen(cmd, "r");
     assert_non_null(p);
