@@ -35,7 +35,7 @@ typedef struct ks_plugin_setting {
 typedef struct ks_registry_opts {
     const char *const *dirs; /* searched in order; a missing one is skipped */
     uint32_t n_dirs;
-    uint64_t cpu;             /* features; usually ks_cpu_features() */
+    uint64_t cpu; /* features; usually ks_cpu_features() */
     uint32_t n_threads;
     const ks_plugin_setting *settings;
     uint32_t n_settings;

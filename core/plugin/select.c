@@ -1,0 +1,175 @@
+/* Choosing: what the user names, else the best score, else the name; and the kernel table that is merged of the rows of
+ * all chosen kernel plugins. Never the order of a folder. */
+#include "base/base.h"
+#include "plugin/impl.h"
+
+struct ks_kernel_table {
+    struct row {
+        ks_kernel k;
+        const char *plugin;
+        int32_t score; /* plugin + row */
+    } * row;
+    uint32_t n;
+};
+
+static const char *const kind_names[] = { "?", "kernels", "device", "loader", "frontend" };
+
+static bool better(const ks_entry *a, const ks_entry *b)
+{
+    return a->pub.score != b->pub.score ? a->pub.score > b->pub.score : strcmp(a->name, b->name) < 0;
+}
+
+static void chose(ks_entry *e, const char *why)
+{
+    if (e->pub.state != KS_PLUGIN_OPEN) e->pub.state = KS_PLUGIN_CHOSEN;
+    (void)snprintf(e->pub.why, sizeof e->pub.why, "%s", why);
+}
+
+/* Kernel plugins complement each other row by row: all usable ones take part. Of the other kinds the best is taken. */
+static int choose_auto(ks_registry *r, uint32_t kind, ks_err *err)
+{
+    ks_entry *best = NULL;
+    for (uint32_t i = 0; i < r->n; i++) {
+        ks_entry *e = r->entry[i];
+        if (e->pub.state == KS_PLUGIN_REFUSED || e->pub.desc.kind != kind) continue;
+        if (!best || better(e, best)) best = e;
+        if (kind == KS_KIND_KERNELS) chose(e, "fills in the rows that better ones lack");
+    }
+    if (!best)
+        return ks_fail(err, KS_E_NOTFOUND, "no usable %s plugin was found (see `krasis plugins`)", kind_names[kind]);
+    chose(best, "best score");
+    return 0;
+}
+
+static int choose_one(ks_registry *r, uint32_t kind, const char *want, ks_err *err)
+{
+    ks_entry *e = NULL;
+    if (strchr(want, '/')) {
+        int rc = ks__registry_add_file(r, want, &e, err);
+        if (rc) return rc;
+    } else {
+        e = (ks_entry *)ks_registry_find(r, want);
+    }
+    if (!e) {
+        char known[160] = "";
+        for (uint32_t i = 0; i < r->n; i++)
+            if (r->entry[i]->pub.desc.kind == kind && strlen(known) + strlen(r->entry[i]->name) + 3 < sizeof known) {
+                strcat(known, known[0] ? ", " : "");
+                strcat(known, r->entry[i]->name);
+            }
+        return ks_fail(err, KS_E_CONFIG, "there is no %s plugin '%s': found are %s", kind_names[kind], want,
+                       known[0] ? known : "none");
+    }
+    if (e->pub.state == KS_PLUGIN_REFUSED)
+        return ks_fail(err, KS_E_CONFIG, "plugin '%s' cannot be used: %s", want, e->pub.why);
+    if (e->pub.desc.kind != kind)
+        return ks_fail(err, KS_E_CONFIG, "plugin '%s' is of the kind '%s', not '%s'", want,
+                       kind_names[e->pub.desc.kind], kind_names[kind]);
+    chose(e, "named in the settings");
+    return 0;
+}
+
+int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *err)
+{
+    KS_ASSERT(kind > 0 && kind < KS_COUNT(kind_names));
+    for (uint32_t i = 0; i < r->n; i++) /* a second call starts anew */
+        if (r->entry[i]->pub.desc.kind == kind && r->entry[i]->pub.state == KS_PLUGIN_CHOSEN)
+            r->entry[i]->pub.state = KS_PLUGIN_USABLE;
+    if (strcmp(want, "none") == 0) return 0;
+    if (!*want || strcmp(want, "auto") == 0) return choose_auto(r, kind, err);
+    while (*want) {
+        char one[4096];
+        size_t n = strcspn(want, ",");
+        (void)snprintf(one, sizeof one, "%.*s", (int)KS_MIN(n, sizeof one - 1), want);
+        char *s = one + strspn(one, " "), *end = s + strlen(s);
+        while (end > s && end[-1] == ' ') *--end = 0;
+        int rc = *s ? choose_one(r, kind, s, err) : 0;
+        if (rc) return rc;
+        want += n + (want[n] == ',');
+    }
+    ks_entry *ref = (ks_entry *)ks_registry_find(r, "ref");
+    if (kind == KS_KIND_KERNELS && ref && ref->pub.state == KS_PLUGIN_USABLE)
+        chose(ref, "serves the rows that the named ones lack");
+    return 0;
+}
+
+/* ---- the kernel table */
+
+static bool same(const ks_kernel *a, const ks_kernel *b)
+{
+    return a->op == b->op && a->wtype == b->wtype && a->xtype == b->xtype && a->layout == b->layout;
+}
+
+static void add_row(ks_kernel_table *t, const ks_kernel *k, const ks_entry *e)
+{
+    struct row new = { *k, e->name, e->pub.score + k->score };
+    for (uint32_t i = 0; i < t->n; i++) {
+        struct row *old = &t->row[i];
+        if (!same(&old->k, k)) continue;
+        if (new.score > old->score || (new.score == old->score &&strcmp(new.plugin, old->plugin) < 0)) *old = new;
+        return;
+    }
+    t->row[t->n++] = new;
+}
+
+static int by_key(const void *a, const void *b)
+{
+    const ks_kernel *x = &((const struct row *)a)->k, *y = &((const struct row *)b)->k;
+    const int32_t d[] = { x->op - y->op, x->wtype - y->wtype, x->xtype - y->xtype, x->layout - y->layout };
+    for (size_t i = 0; i < KS_COUNT(d); i++)
+        if (d[i]) return d[i];
+    return 0;
+}
+
+int ks_kernel_table_new(ks_registry *r, ks_kernel_table **ret, ks_err *err)
+{
+    size_t total = 0;
+    for (uint32_t i = 0; i < r->n; i++)
+        if (r->entry[i]->pub.desc.kind == KS_KIND_KERNELS && r->entry[i]->loaded)
+            total += r->entry[i]->iface.kernels.n_kernels;
+    ks_kernel_table *t = ks_calloc(1, sizeof *t);
+    if (!t || !(t->row = ks_calloc(total + 1, sizeof *t->row))) {
+        free(t);
+        return ks_fail(err, KS_E_NOMEM, "out of memory for the kernel table");
+    }
+    for (uint32_t i = 0; i < r->n; i++) {
+        const ks_entry *e = r->entry[i];
+        if (e->pub.desc.kind != KS_KIND_KERNELS || (e->pub.state != KS_PLUGIN_CHOSEN && e->pub.state != KS_PLUGIN_OPEN))
+            continue;
+        for (uint32_t k = 0; k < e->iface.kernels.n_kernels; k++)
+            if (!(e->rows[k].cpu_required & ~r->o.cpu)) add_row(t, &e->rows[k], e);
+    }
+    qsort(t->row, t->n, sizeof *t->row, by_key);
+    *ret = t;
+    return 0;
+}
+
+void ks_kernel_table_free(ks_kernel_table *t)
+{
+    if (!t) return;
+    free(t->row);
+    free(t);
+}
+
+const ks_kernel *ks_kernel_find(const ks_kernel_table *t, uint32_t op, uint32_t wtype, uint32_t xtype, uint32_t layout)
+{
+    for (uint32_t i = 0; i < t->n; i++) {
+        const ks_kernel *k = &t->row[i].k;
+        if (k->op == op && k->wtype == wtype && k->xtype == xtype && k->layout == layout) return k;
+    }
+    return NULL;
+}
+
+size_t ks_kernel_scratch(const ks_kernel_table *t)
+{
+    size_t n = 0;
+    for (uint32_t i = 0; i < t->n; i++) n = KS_MAX(n, (size_t)t->row[i].k.scratch_bytes);
+    return n;
+}
+
+const ks_kernel *ks_kernel_row(const ks_kernel_table *t, uint32_t i, const char **ret_plugin)
+{
+    if (i >= t->n) return NULL;
+    if (ret_plugin) *ret_plugin = t->row[i].plugin;
+    return &t->row[i].k;
+}
