@@ -10,7 +10,7 @@ typedef struct ks_model {
     ks_arena arena; /* owns everything below */
     ks_graph graph; /* graph.weights points to `weights`; data is NULL until the store fills it */
     ks_weight *weights;
-    ks_wspec *specs; /* (graph.n_weights), same order */
+    ks_wspec *specs;  /* (graph.n_weights), same order */
     const char *arch; /* "qwen3_moe" */
     uint32_t flags;
 } ks_model;

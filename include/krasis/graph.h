@@ -69,13 +69,16 @@ typedef struct ks_op {
     } u;
 } ks_op;
 
-/* Registers. ROWS registers have one row a token of the batch, OUT registers one a logit row. */
+/* Registers. ROWS registers have one row a token of the batch, OUT registers one a logit row.
+ * A view is columns [col, col + width) of the register base - 1: it has that one's rows and stride and no
+ * memory of its own, so that one matrix may fill what several ops read (q | k | v). */
 #define KS_REG_F32 1u   /* (n_rows, width) float */
-#define KS_REG_ROUTE 2u /* (n_rows, width) pairs: int32 expert, float weight */
+#define KS_REG_ROUTE 2u /* (n_rows, width) pairs: int32 expert, float weight; a row's experts ascend */
 #define KS_REG_SEL 3u   /* (n_rows, width) key positions with a count a row */
 #define KS_REG_OUT 0x100u /* flag: indexed by logit row */
 typedef struct ks_reg {
     uint32_t kind, width;
+    uint32_t base, col; /* of a view; base 0: memory of its own */
 } ks_reg;
 
 /* Weight classes: what the quantization flags select by. */

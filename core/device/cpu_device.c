@@ -1,0 +1,515 @@
+/* The CPU as a device: memory, the plan of each op, and running a range of them. See cpu_impl.h. */
+#include "device/cpu_impl.h"
+
+#include "base/base.h"
+#include "base/log.h"
+#include "cpu/cpu.h"
+
+/* ---- memory */
+
+struct block {
+    struct block *next;
+    void *p;
+};
+
+/* Not zeroed: what is never used of it, the system never has to give. */
+static void *alloc_raw(ks_cpu_dev *d, size_t n, size_t elem, const char *what, ks_err *err)
+{
+    size_t bytes;
+    struct block *b = NULL;
+    if (!ks_mul_size(n, elem, &bytes) || bytes > SIZE_MAX / 2 || !(b = malloc(sizeof *b))) goto fail;
+    bytes = ks_align_up(bytes ? bytes : 1, 64);
+    b->p = aligned_alloc(64, bytes);
+    if (!b->p) goto fail;
+    b->next = d->blocks;
+    d->blocks = b;
+    d->mem_bytes += bytes;
+    return b->p;
+fail:
+    free(b);
+    (void)ks_fail(err, KS_E_NOMEM, "out of memory for %s (%zu x %zu bytes)", what, n, elem);
+    return NULL;
+}
+
+void *ks__dev_alloc(ks_cpu_dev *d, size_t n, size_t elem, const char *what, ks_err *err)
+{
+    void *p = alloc_raw(d, n, elem, what, err);
+    if (p) memset(p, 0, n * elem);
+    return p;
+}
+
+static void free_blocks(ks_cpu_dev *d)
+{
+    for (struct block *b = d->blocks, *next; b; b = next) {
+        next = b->next;
+        free(b->p);
+        free(b);
+    }
+    d->blocks = NULL;
+    d->mem_bytes = 0;
+}
+
+/* ---- forking */
+
+void ks__dev_fork(ks_cpu_dev *d, uint32_t n, uint32_t min_grain, ks_pool_fn fn, void *arg)
+{
+    if (n == 0) return;
+    if (n <= min_grain || d->n_threads == 1) {
+        fn(arg, 0, n, 0);
+        return;
+    }
+    ks_pool_run(d->ctx.pool, n, KS_MAX(n / (8 * d->n_threads), min_grain), fn, arg);
+}
+
+/* ---- plan */
+
+static const struct {
+    ks__op_fn run;
+    const char *name;
+} op_table[] = {
+    [KS_OP_EMBED] = { ks__op_embed, "EMBED" },
+    [KS_OP_NORM] = { ks__op_norm, "NORM" },
+    [KS_OP_LINEAR] = { ks__op_linear, "LINEAR" },
+    [KS_OP_ROPE] = { ks__op_rope, "ROPE" },
+    [KS_OP_ATTN] = { ks__op_attn, "ATTN" },
+    [KS_OP_ROUTE] = { ks__op_route, "ROUTE" },
+    [KS_OP_EXPERTS] = { ks__op_experts, "EXPERTS" },
+    [KS_OP_MLP] = { ks__op_mlp, "MLP" },
+    [KS_OP_ADD] = { ks__op_add, "ADD" },
+    [KS_OP_MUL] = { ks__op_mul, "MUL" },
+    [KS_OP_SELECT] = { ks__op_select, "SELECT" },
+    [KS_OP_TAP] = { ks__op_tap, "TAP" },
+    [KS_OP_QSCALE] = { ks__op_qscale, "QSCALE" },
+};
+
+static bool known(uint32_t kind)
+{
+    return kind < KS_COUNT(op_table) && op_table[kind].run;
+}
+
+static const ks_kernel *find_kernel(const ks_cpu_dev *d, uint32_t op, uint32_t wtype, uint32_t xtype, uint32_t layout,
+                                    const char *what, ks_err *err)
+{
+    const ks_kernel *k = ks_kernel_find(d->ctx.kernels, op, wtype, xtype, layout);
+    if (!k)
+        (void)ks_fail(err, KS_E_UNSUPPORTED, "no kernel plugin has %s for %s: see `krasis plugins`", what,
+                      wtype ? ks_type_name(wtype) : "f32");
+    return k;
+}
+
+static bool is_quantized(uint32_t type)
+{
+    return type == KS_T_I8 || type == KS_T_I4 || type == KS_T_MXFP4;
+}
+
+static int plan_matmul(const ks_cpu_dev *d, const ks_weight *w, const ks_kernel **ret, bool *ret_quantized, ks_err *err)
+{
+    *ret_quantized = is_quantized(w->type);
+    *ret = find_kernel(d, KS_K_MATMUL, w->type, *ret_quantized ? KS_T_Q8 : KS_T_F32, w->layout, "matrix products", err);
+    return *ret ? 0 : KS_E_UNSUPPORTED;
+}
+
+static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, struct dev_op *ret, ks_err *err)
+{
+    int rc;
+    if (!known(op->kind)) return ks_fail(err, KS_E_UNSUPPORTED, "the CPU device does not know op %u", op->kind);
+    switch (op->kind) {
+    case KS_OP_LINEAR: return plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err);
+    case KS_OP_EXPERTS:
+    case KS_OP_MLP:
+        if ((rc = plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err))) return rc;
+        return plan_matmul(d, &g->weights[op->w[1]], &ret->kernel[1], &ret->quantized2, err);
+    default: return 0;
+    }
+}
+
+static int find_shared_kernels(ks_cpu_dev *d, uint32_t kv_type, ks_err *err)
+{
+    if (!(d->quant = find_kernel(d, KS_K_QUANT, 0, KS_T_F32, 0, "activation quantization", err)) ||
+        !(d->norm = find_kernel(d, KS_K_NORM, 0, KS_T_F32, 0, "norms", err)) ||
+        !(d->rope = find_kernel(d, KS_K_ROPE, 0, KS_T_F32, 0, "rotary embedding", err)) ||
+        !(d->glu = find_kernel(d, KS_K_GLU, 0, KS_T_F32, 0, "gated activations", err)) ||
+        !(d->attn = find_kernel(d, KS_K_ATTN, kv_type, KS_T_F32, 0, "attention over a KV cache", err)))
+        return KS_E_UNSUPPORTED;
+    return 0;
+}
+
+/* ---- bind */
+
+static int alloc_act(ks_cpu_dev *d, ks_act *a, size_t rows, uint32_t width, ks_err *err)
+{
+    a->q_stride = (width + 63u) & ~63u;
+    a->scale_stride = (width + 127u) / 128u;
+    a->sum_stride = a->q_stride / 32;
+    if (!(a->q = ks__dev_alloc(d, rows, a->q_stride, "quantized activations", err)) ||
+        !(a->scale = ks__dev_alloc(d, rows * a->scale_stride, sizeof(float), "quantized activations", err)) ||
+        !(a->sum = ks__dev_alloc(d, rows * a->sum_stride, sizeof(int32_t), "quantized activations", err)))
+        return KS_E_NOMEM;
+    return 0;
+}
+
+static int alloc_regs(ks_cpu_dev *d, ks_err *err)
+{
+    const ks_graph *g = d->g;
+    if (!(d->regs = ks__dev_alloc(d, g->n_regs, sizeof *d->regs, "registers", err))) return KS_E_NOMEM;
+    for (uint32_t i = 0; i < g->n_regs; i++) {
+        const ks_reg *s = &g->regs[i];
+        struct dev_reg *r = &d->regs[i];
+        size_t rows = s->kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows;
+        *r = (struct dev_reg) { .kind = s->kind, .width = s->width, .root = s->base ? s->base - 1 : i };
+        if (s->base) {
+            r->stride = d->regs[r->root].stride;
+            r->p = (float *)d->regs[r->root].p + s->col;
+            continue;
+        }
+        r->stride = ks_align_up(s->width, 16);
+        if ((int32_t)i == g->logits) { /* the batch brings the memory, without padding */
+            r->stride = s->width;
+            continue;
+        }
+        size_t elem = (s->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4;
+        if (!(r->p = ks__dev_alloc(d, rows * r->stride, elem, "registers", err))) return KS_E_NOMEM;
+        if ((s->kind & 0xffu) == KS_REG_SEL && !(r->n_sel = ks__dev_alloc(d, rows, sizeof *r->n_sel, "registers", err)))
+            return KS_E_NOMEM;
+    }
+    return 0;
+}
+
+static int alloc_states(ks_cpu_dev *d, ks_err *err)
+{
+    const ks_graph *g = d->g;
+    size_t elem = ks_type_bits(d->bind.kv_type) / 8;
+    if (!(d->states = ks__dev_alloc(d, g->n_states, sizeof *d->states, "states", err))) return KS_E_NOMEM;
+    for (uint32_t i = 0; i < g->n_states; i++) {
+        const ks_state *s = &g->states[i];
+        struct dev_state *t = &d->states[i];
+        if (s->kind == KS_STATE_RECURRENT) {
+            if (!(t->rec =
+                      ks__dev_alloc(d, (size_t)d->bind.n_slots * s->floats, sizeof(float), "recurrent state", err)))
+                return KS_E_NOMEM;
+            continue;
+        }
+        t->k_page_bytes = ks_align_up((size_t)d->bind.page_tok * s->k_width * elem, 64);
+        t->v_page_bytes = ks_align_up((size_t)d->bind.page_tok * s->v_width * elem, 64);
+        if (!(t->k = alloc_raw(d, d->bind.n_pages, t->k_page_bytes, "KV pages", err)) ||
+            !(t->v = alloc_raw(d, d->bind.n_pages, t->v_page_bytes, "KV pages", err)))
+            return KS_E_NOMEM;
+    }
+    return 0;
+}
+
+/* What the largest op of each kind needs. */
+struct needs {
+    size_t pairs, hidden, scratch;
+    uint32_t hidden_q, experts, units;
+    bool plain;
+};
+
+static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p, struct needs *n)
+{
+    size_t rows = KS_MAX(d->bind.max_rows, d->bind.max_out);
+    switch (op->kind) {
+    case KS_OP_ATTN: n->units = KS_MAX(n->units, op->u.attn.n_kv_heads); break;
+    case KS_OP_ROUTE: n->scratch = KS_MAX(n->scratch, (size_t)op->u.route.n_experts * 16); break;
+    case KS_OP_EXPERTS:
+    case KS_OP_MLP:
+        n->pairs = KS_MAX(n->pairs, rows * op->u.mlp.k);
+        n->experts = KS_MAX(n->experts, op->u.mlp.n_experts);
+        n->scratch = KS_MAX(n->scratch, sizeof(float) * 3 * KS_MOE_BLOCK * KS_MOE_ROWS);
+        if (p->quantized2)
+            n->hidden_q = KS_MAX(n->hidden_q, op->u.mlp.n_ff);
+        else
+            n->hidden = KS_MAX(n->hidden, rows * op->u.mlp.k * op->u.mlp.n_ff);
+        break;
+    default: break;
+    }
+}
+
+static int alloc_needs(ks_cpu_dev *d, const struct needs *n, ks_err *err)
+{
+    size_t rows = KS_MAX(d->bind.max_rows, d->bind.max_out);
+    if (!(d->pair_row = ks__dev_alloc(d, n->pairs, sizeof *d->pair_row, "routed pairs", err)) ||
+        !(d->pair_weight = ks__dev_alloc(d, n->pairs, sizeof *d->pair_weight, "routed pairs", err)) ||
+        !(d->expert_begin = ks__dev_alloc(d, (size_t)n->experts + 1, sizeof *d->expert_begin, "routed pairs", err)) ||
+        !(d->active = ks__dev_alloc(d, n->experts, sizeof *d->active, "routed pairs", err)) ||
+        !(d->iota = ks__dev_alloc(d, rows, sizeof *d->iota, "routed pairs", err)) ||
+        !(d->hidden = ks__dev_alloc(d, n->hidden, sizeof *d->hidden, "the hidden layer", err)) ||
+        !(d->tasks = ks__dev_alloc(d, (size_t)d->bind.max_rows * n->units, sizeof *d->tasks, "attention tasks", err)) ||
+        !(d->heat = ks__dev_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *d->heat, "routing counts", err)))
+        return KS_E_NOMEM;
+    for (uint32_t i = 0; i < rows; i++) d->iota[i] = i;
+    int rc = n->hidden_q ? alloc_act(d, &d->hidden_act, n->pairs, n->hidden_q, err) : 0;
+    if (rc) return rc;
+    d->kernel_scratch = ks_align_up(ks_kernel_scratch(d->ctx.kernels), 64);
+    return ks_pool_reserve(d->ctx.pool, d->kernel_scratch + n->scratch, err);
+}
+
+static int plan_all(ks_cpu_dev *d, ks_err *err)
+{
+    const ks_graph *g = d->g;
+    struct needs n = { 0 };
+    int rc;
+    if (!(d->ops = ks__dev_alloc(d, g->n_ops, sizeof *d->ops, "the plan", err))) return KS_E_NOMEM;
+    for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++) {
+        const ks_op *op = &g->ops[i];
+        for (uint32_t w = 0; w < KS_COUNT(op->w); w++)
+            if (op->w[w] >= 0 && !g->weights[op->w[w]].data)
+                return ks_fail(err, KS_E_STATE, "the weight '%s' is not loaded",
+                               g->weights[op->w[w]].name ? g->weights[op->w[w]].name : "?");
+        if ((rc = plan_op(d, g, op, &d->ops[i], err))) return rc;
+        need_op(d, op, &d->ops[i], &n);
+        struct dev_reg *x = d->ops[i].quantized ? &d->regs[op->in[0]] : NULL;
+        if (!x || x->has_act) continue;
+        x->has_act = true;
+        if ((rc = alloc_act(d, &x->act, x->kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows, x->width, err)))
+            return rc;
+    }
+    return alloc_needs(d, &n, err);
+}
+
+static void unbind(ks_cpu_dev *d)
+{
+    free_blocks(d);
+    d->g = NULL;
+}
+
+static int cpu_bind(void *dev, const ks_bind *b, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    int rc;
+    if (b->kv_type != KS_T_F32 && b->kv_type != KS_T_BF16 && b->kv_type != KS_T_F8E4M3)
+        return ks_fail(err, KS_E_UNSUPPORTED, "the KV cache cannot be %s: f32, bf16 and f8e4m3 are supported",
+                       ks_type_name(b->kv_type));
+    if (b->op_begin > b->op_end || b->op_end > b->graph->n_ops || !b->page_tok || !b->max_rows)
+        return ks_fail(err, KS_E_INVAL, "ops %u to %u, %u rows and pages of %u tokens are no task", b->op_begin,
+                       b->op_end, b->max_rows, b->page_tok);
+    unbind(d);
+    d->bind = *b;
+    d->g = b->graph;
+    d->n_threads = ks_pool_threads(d->ctx.pool);
+    if ((rc = find_shared_kernels(d, b->kv_type, err)) || (rc = alloc_regs(d, err)) || (rc = alloc_states(d, err)) ||
+        (rc = plan_all(d, err)))
+        unbind(d);
+    return rc;
+}
+
+/* ---- run */
+
+static int check_seq(const ks_cpu_dev *d, const ks_batch *b, uint32_t i, uint32_t row, ks_err *err)
+{
+    const ks_seq *s = &b->seqs[i];
+    if (s->row != row || s->n_rows == 0 || s->n_rows > b->n_rows - row)
+        return ks_fail(err, KS_E_INVAL, "sequence %u has rows %u to %u of %u: sequences must follow each other", i,
+                       s->row, s->row + s->n_rows, b->n_rows);
+    if (d->g->n_states == 0) return 0;
+    uint64_t end = (uint64_t)s->pos + s->n_rows, need = (end + d->bind.page_tok - 1) / d->bind.page_tok;
+    if (s->n_pages < need)
+        return ks_fail(err, KS_E_INVAL, "sequence %u has %u pages: %llu positions need %llu", i, s->n_pages,
+                       (unsigned long long)end, (unsigned long long)need);
+    for (uint32_t p = 0; p < need; p++)
+        if (s->pages[p] >= d->bind.n_pages)
+            return ks_fail(err, KS_E_INVAL, "sequence %u names page %u of %u", i, s->pages[p], d->bind.n_pages);
+    if (d->bind.n_slots && s->slot >= d->bind.n_slots)
+        return ks_fail(err, KS_E_INVAL, "sequence %u names slot %u of %u", i, s->slot, d->bind.n_slots);
+    return 0;
+}
+
+static int check_batch(const ks_cpu_dev *d, const ks_batch *b, ks_err *err)
+{
+    uint32_t row = 0;
+    int rc;
+    if (b->n_rows == 0 || b->n_rows > d->bind.max_rows || b->n_out > d->bind.max_out)
+        return ks_fail(err, KS_E_LIMIT, "a step of %u rows and %u results: 1 to %u and at most %u were bound",
+                       b->n_rows, b->n_out, d->bind.max_rows, d->bind.max_out);
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        if ((rc = check_seq(d, b, i, row, err))) return rc;
+        row += b->seqs[i].n_rows;
+    }
+    if (row != b->n_rows) return ks_fail(err, KS_E_INVAL, "the sequences hold %u of %u rows", row, b->n_rows);
+    for (uint32_t i = 0; i < b->n_out; i++)
+        if (b->out_rows[i] >= b->n_rows)
+            return ks_fail(err, KS_E_INVAL, "result %u is row %u of %u", i, b->out_rows[i], b->n_rows);
+    if (b->n_out && !b->logits) return ks_fail(err, KS_E_INVAL, "a step with results has no place for logits");
+    return 0;
+}
+
+/* What was written makes every quantized copy of it, and of views over it, stale. */
+static void touch(ks_cpu_dev *d, int16_t reg)
+{
+    if (reg < 0) return;
+    for (uint32_t i = 0; i < d->g->n_regs; i++)
+        if (d->regs[i].has_act && d->regs[i].root == d->regs[reg].root) d->regs[i].act_valid = false;
+}
+
+static int cpu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to the CPU device");
+    if (op_begin < d->bind.op_begin || op_begin > op_end || op_end > d->bind.op_end)
+        return ks_fail(err, KS_E_INVAL, "ops %u to %u are not among the bound %u to %u", op_begin, op_end,
+                       d->bind.op_begin, d->bind.op_end);
+    int rc = check_batch(d, b, err);
+    if (rc) return rc;
+    d->batch = b;
+    d->regs[d->g->logits].p = b->logits;
+    for (uint32_t i = 0; i < d->g->n_regs; i++) d->regs[i].act_valid = false;
+    for (uint32_t i = op_begin; i < op_end; i++) {
+        const ks_op *op = &d->g->ops[i];
+        if ((rc = op_table[op->kind].run(d, op, i, err))) break;
+        touch(d, op->out[0]);
+        touch(d, op->out[1]);
+    }
+    d->batch = NULL;
+    atomic_fetch_add_explicit(&d->steps, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->rows, b->n_rows, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->launches, op_end - op_begin, memory_order_relaxed);
+    return rc;
+}
+
+/* ---- the rest of the interface */
+
+static int cpu_list(void *self, uint32_t i, ks_device_info *ret, ks_err *err)
+{
+    (void)self;
+    if (i > 0) return ks_fail(err, KS_E_NOTFOUND, "there is one CPU device");
+    ks_device_info info = { .size = ret->size,
+                            .mem_total_bytes = ks_ram_bytes(),
+                            .mem_free_bytes = ks_ram_available_bytes() };
+    (void)snprintf(info.name, sizeof info.name, "%s", ks_cpu_brand());
+    memcpy(ret, &info, KS_MIN(ret->size, sizeof info));
+    return 0;
+}
+
+static int cpu_open(void *self, uint32_t index, uint64_t budget_bytes, void **ret_dev, ks_err *err)
+{
+    (void)budget_bytes; /* the weights are the host's; registers and pages are what bind was asked for */
+    if (index > 0) return ks_fail(err, KS_E_NOTFOUND, "there is no CPU device %u", index);
+    ks_cpu_dev *d = ks_calloc(1, sizeof *d);
+    if (!d) return ks_fail(err, KS_E_NOMEM, "out of memory for the CPU device");
+    d->ctx = *(const ks_cpu_ctx *)self;
+    *ret_dev = d;
+    return 0;
+}
+
+static void cpu_close(void *dev)
+{
+    ks_cpu_dev *d = dev;
+    if (!d) return;
+    free_blocks(d);
+    free(d);
+}
+
+static int cpu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    (void)err;
+    bool shared = find_shared_kernels(d, kv_type, NULL) == 0;
+    for (uint32_t i = 0; i < g->n_ops; i++) {
+        struct dev_op plan = { 0 };
+        ret_ok[i] = shared && plan_op(d, g, &g->ops[i], &plan, NULL) == 0;
+    }
+    return 0;
+}
+
+static size_t reg_elem(const struct dev_reg *r)
+{
+    return (r->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4;
+}
+
+static int check_reg(const ks_cpu_dev *d, uint32_t reg, uint32_t n_rows, ks_err *err)
+{
+    if (!d->g || reg >= d->g->n_regs) return ks_fail(err, KS_E_INVAL, "register %u does not exist", reg);
+    uint32_t max = d->regs[reg].kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows;
+    if (n_rows > max) return ks_fail(err, KS_E_LIMIT, "%u rows of a register with %u", n_rows, max);
+    if ((int32_t)reg == d->g->logits)
+        return ks_fail(err, KS_E_INVAL, "logits are read from the batch, not from a register");
+    return 0;
+}
+
+static int cpu_get(void *dev, uint32_t reg, uint32_t n_rows, void *dst, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    int rc = check_reg(d, reg, n_rows, err);
+    if (rc) return rc;
+    const struct dev_reg *r = &d->regs[reg];
+    size_t elem = reg_elem(r);
+    for (size_t i = 0; i < n_rows; i++)
+        memcpy((uint8_t *)dst + i * r->width * elem, (uint8_t *)r->p + i * r->stride * elem, r->width * elem);
+    return 0;
+}
+
+static int cpu_put(void *dev, uint32_t reg, uint32_t n_rows, const void *src, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    int rc = check_reg(d, reg, n_rows, err);
+    if (rc) return rc;
+    const struct dev_reg *r = &d->regs[reg];
+    size_t elem = reg_elem(r);
+    for (size_t i = 0; i < n_rows; i++)
+        memcpy((uint8_t *)r->p + i * r->stride * elem, (const uint8_t *)src + i * r->width * elem, r->width * elem);
+    return 0;
+}
+
+static int cpu_copy_page(void *dev, uint32_t dst, uint32_t src, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    if (!d->g || dst >= d->bind.n_pages || src >= d->bind.n_pages)
+        return ks_fail(err, KS_E_INVAL, "page %u or %u of %u does not exist", dst, src, d->bind.n_pages);
+    for (uint32_t i = 0; i < d->g->n_states && dst != src; i++) {
+        const struct dev_state *s = &d->states[i];
+        if (s->rec) continue;
+        memcpy(s->k + dst * s->k_page_bytes, s->k + src * s->k_page_bytes, s->k_page_bytes);
+        memcpy(s->v + dst * s->v_page_bytes, s->v + src * s->v_page_bytes, s->v_page_bytes);
+    }
+    return 0;
+}
+
+static int cpu_copy_slot(void *dev, uint32_t dst, uint32_t src, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    if (!d->g || dst >= d->bind.n_slots || src >= d->bind.n_slots)
+        return ks_fail(err, KS_E_INVAL, "slot %u or %u of %u does not exist", dst, src, d->bind.n_slots);
+    for (uint32_t i = 0; i < d->g->n_states && dst != src; i++) {
+        size_t n = d->g->states[i].floats;
+        if (d->states[i].rec) memcpy(d->states[i].rec + dst * n, d->states[i].rec + src * n, n * sizeof(float));
+    }
+    return 0;
+}
+
+static int cpu_stats(void *dev, ks_device_stats *ret, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    (void)err;
+    ks_device_stats s = { .size = ret->size,
+                          .steps = atomic_load_explicit(&d->steps, memory_order_relaxed),
+                          .rows = atomic_load_explicit(&d->rows, memory_order_relaxed),
+                          .launches = atomic_load_explicit(&d->launches, memory_order_relaxed),
+                          .experts_cold = atomic_load_explicit(&d->pairs, memory_order_relaxed),
+                          .mem_bytes = d->mem_bytes };
+    memcpy(ret, &s, KS_MIN(ret->size, sizeof s));
+    return 0;
+}
+
+static int cpu_heat(void *dev, uint64_t *ret_counts, ks_err *err)
+{
+    ks_cpu_dev *d = dev;
+    if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to the CPU device");
+    memcpy(ret_counts, d->heat, (size_t)d->g->n_layers * d->g->n_experts * sizeof *ret_counts);
+    return 0;
+}
+
+const ks_device_iface ks_cpu_device_iface = {
+    .size = sizeof(ks_device_iface),
+    .list = cpu_list,
+    .open = cpu_open,
+    .close = cpu_close,
+    .lower = cpu_lower,
+    .bind = cpu_bind,
+    .run = cpu_run,
+    .get = cpu_get,
+    .put = cpu_put,
+    .copy_page = cpu_copy_page,
+    .copy_slot = cpu_copy_slot,
+    .stats = cpu_stats,
+    .heat = cpu_heat,
+};

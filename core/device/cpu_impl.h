@@ -1,0 +1,117 @@
+/* Inside of the CPU device: what its op files share. Everything is made by bind and freed by close; run allocates
+ * nothing. One engine thread calls run; the op functions fork over the pool and join before they return. */
+#ifndef KS_DEVICE_CPU_IMPL_H
+#define KS_DEVICE_CPU_IMPL_H
+
+#include "device/cpu_device.h"
+#include <stdatomic.h>
+
+#define KS_MOE_ROWS 64u   /* rows of one expert per kernel call: gate and up of a block stay in L2 */
+#define KS_MOE_BLOCK 128u /* columns of the hidden layer a task owns: one group of quantized activations */
+#define KS_MOE_STRIPS 4u  /* strips of the output a task sums at a time */
+
+struct dev_reg {
+    void *p;       /* element (0, 0) of the register, or of the view */
+    size_t stride; /* elements between rows */
+    uint32_t kind, width, root;
+    uint32_t *n_sel; /* KS_REG_SEL: the count of each row */
+    bool has_act, act_valid;
+    ks_act act; /* the same contents, quantized, for the linears that want them so */
+};
+
+struct dev_state {
+    uint8_t *k, *v;
+    size_t k_page_bytes, v_page_bytes;
+    float *rec; /* (n_slots, floats) */
+};
+
+typedef struct ks_cpu_dev ks_cpu_dev;
+typedef int (*ks__op_fn)(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+
+struct dev_op {
+    const ks_kernel *kernel[2]; /* main and second matmul, or the op's own kernel */
+    bool quantized;             /* the main matmul reads quantized activations */
+    bool quantized2;
+};
+
+/* One task of an attention op: units [begin, end) of sequence seq. */
+struct dev_task {
+    uint32_t seq, begin, end;
+};
+
+struct ks_cpu_dev {
+    ks_cpu_ctx ctx;
+    const ks_graph *g;
+    ks_bind bind;
+    uint32_t n_threads;
+    struct dev_reg *regs;
+    struct dev_state *states;
+    struct dev_op *ops;
+    const ks_kernel *quant, *norm, *rope, *glu, *attn;
+    size_t kernel_scratch; /* of a worker: first the kernels', then ours */
+    const ks_batch *batch; /* while running */
+    /* Feed-forward: pairs sorted by expert. */
+    uint32_t *pair_row, *expert_begin, *active; /* (max_rows * k), (n_experts + 1), (n_experts) */
+    float *pair_weight;
+    uint32_t *iota; /* (max_rows) 0, 1, ... */
+    float *hidden;  /* (pairs, n_ff) activations of the hidden layer, plain */
+    ks_act hidden_act;
+    uint64_t *heat; /* (n_layers, n_experts) */
+    struct dev_task *tasks;
+    float *mla_q, *mla_o; /* (max_rows, heads, d_latent + d_rope), (max_rows, heads, d_latent) */
+    _Atomic uint64_t steps, rows, launches, pairs;
+    uint64_t mem_bytes;
+    void *blocks; /* list of allocations */
+};
+
+/* Zeroed memory that lives until close; NULL: out of memory, told in err. */
+void *ks__dev_alloc(ks_cpu_dev *d, size_t n, size_t elem, const char *what, ks_err *err);
+
+static inline uint32_t ks__dev_rows(const ks_cpu_dev *d, uint32_t reg)
+{
+    return d->regs[reg].kind & KS_REG_OUT ? d->batch->n_out : d->batch->n_rows;
+}
+static inline float *ks__dev_row(const ks_cpu_dev *d, uint32_t reg, uint32_t row)
+{
+    return (float *)d->regs[reg].p + row * d->regs[reg].stride;
+}
+static inline void *ks__dev_kernel_scratch(const ks_cpu_dev *d, uint32_t worker)
+{
+    return ks_pool_scratch(d->ctx.pool, worker);
+}
+static inline void *ks__dev_scratch(const ks_cpu_dev *d, uint32_t worker)
+{
+    return (uint8_t *)ks_pool_scratch(d->ctx.pool, worker) + d->kernel_scratch;
+}
+static inline const float *ks__dev_vector(const ks_cpu_dev *d, int32_t w)
+{
+    return w < 0 ? NULL : d->g->weights[w].data;
+}
+
+/* Runs over [0, n) in pieces that keep every thread busy; one piece runs on the caller. */
+void ks__dev_fork(ks_cpu_dev *d, uint32_t n, uint32_t min_grain, ks_pool_fn fn, void *arg);
+/* Makes regs[reg].act valid. */
+void ks__dev_quantize(ks_cpu_dev *d, uint32_t reg);
+/* The arguments of y = W[mat] x for rows of a register; y is the caller's. */
+ks_matmul_args ks__dev_matmul(const ks_weight *w, uint32_t mat);
+/* Tasks for `units` units a row over all sequences, into d->tasks, costly and cheap ones mixed. Returns their number.
+ */
+uint32_t ks__dev_tasks(ks_cpu_dev *d, uint32_t units);
+/* Appends columns of a register to a cache: elements [col, col + n) of every token's row in `cache`. */
+void ks__dev_append(ks_cpu_dev *d, uint32_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col);
+
+int ks__op_embed(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_norm(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_linear(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_rope(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_attn(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_route(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_experts(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_mlp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_add(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_mul(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_select(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_tap(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_qscale(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+
+#endif

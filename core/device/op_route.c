@@ -1,0 +1,147 @@
+/* ROUTE: from router logits to experts and weights, one row at a time, in float. Ties go to the lower index; a row's
+ * experts are written in ascending order, which is the order their results are summed in. [engine] forks [worker]s */
+#include "device/cpu_impl.h"
+
+#include "base/base.h"
+#include <math.h>
+
+struct route_job {
+    ks_cpu_dev *d;
+    const ks_op *op;
+};
+
+struct pair {
+    int32_t expert;
+    float weight;
+};
+
+/* The k best of n by v, into ids, best first. */
+static void top_k(const float *v, uint32_t n, uint32_t k, int32_t *ids)
+{
+    uint32_t have = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (have == k && !(v[i] > v[ids[k - 1]])) continue;
+        uint32_t at = have < k ? have++ : k - 1;
+        while (at > 0 && v[i] > v[ids[at - 1]]) {
+            ids[at] = ids[at - 1];
+            at--;
+        }
+        ids[at] = (int32_t)i;
+    }
+}
+
+static void softmax(float *v, uint32_t n)
+{
+    float max = v[0], sum = 0;
+    for (uint32_t i = 1; i < n; i++) max = fmaxf(max, v[i]);
+    for (uint32_t i = 0; i < n; i++) sum += v[i] = expf(v[i] - max);
+    for (uint32_t i = 0; i < n; i++) v[i] /= sum;
+}
+
+static void score(uint32_t kind, float *v, uint32_t n)
+{
+    if (kind == KS_SCORE_SOFTMAX) {
+        softmax(v, n);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        v[i] = kind == KS_SCORE_SIGMOID ? 1.0f / (1.0f + expf(-v[i])) : sqrtf(v[i] > 20.0f ? v[i] : log1pf(expf(v[i])));
+}
+
+/* Experts outside the best groups can no longer be chosen. */
+static void limit_groups(const ks_op *op, float *choice, float *group, int32_t *best)
+{
+    uint32_t n_group = op->u.route.n_group, per = op->u.route.n_experts / n_group;
+    for (uint32_t g = 0; g < n_group; g++) {
+        float one = -INFINITY, two = -INFINITY;
+        for (uint32_t i = 0; i < per; i++) {
+            float v = choice[g * per + i];
+            if (v > one) {
+                two = one;
+                one = v;
+            } else if (v > two) {
+                two = v;
+            }
+        }
+        group[g] = op->u.route.flags & KS_ROUTE_GROUP_TOP2 ? one + two : one;
+    }
+    top_k(group, n_group, op->u.route.topk_group, best);
+    for (uint32_t g = 0; g < n_group; g++) {
+        bool keep = false;
+        for (uint32_t i = 0; i < op->u.route.topk_group; i++) keep |= best[i] == (int32_t)g;
+        for (uint32_t i = 0; i < per && !keep; i++) choice[g * per + i] = -INFINITY;
+    }
+}
+
+/* phimoe: each of the experts in turn is the best of those left; its weight is a softmax over those left that are
+ * near it. */
+static void sparse_mix(const ks_op *op, const float *z, float *left, int32_t *ids, float *w)
+{
+    uint32_t n = op->u.route.n_experts;
+    memcpy(left, z, n * sizeof *left);
+    for (uint32_t s = 0; s < op->u.route.k; s++) {
+        top_k(left, n, 1, &ids[s]);
+        float max = left[ids[s]], sum = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            float factor = fmaxf(fabsf(z[i]), max);
+            if (left[i] > -INFINITY && !((max - z[i]) / factor > 2 * op->u.route.jitter)) sum += expf(left[i] - max);
+        }
+        w[s] = 1.0f / sum;
+        left[ids[s]] = -INFINITY;
+    }
+}
+
+static void sort_pairs(struct pair *p, uint32_t k)
+{
+    for (uint32_t i = 1; i < k; i++) {
+        struct pair x = p[i];
+        uint32_t j = i;
+        for (; j > 0 && p[j - 1].expert > x.expert; j--) p[j] = p[j - 1];
+        p[j] = x;
+    }
+}
+
+/* scratch: 3 n_experts floats and n_experts ints. */
+static void route_row(const ks_op *op, const float *z, const float *bias, float *scratch, struct pair *out)
+{
+    uint32_t n = op->u.route.n_experts, k = op->u.route.k, flags = op->u.route.flags;
+    float *p = scratch, *choice = scratch + n, *w = scratch + 2 * n;
+    int32_t *ids = (int32_t *)(void *)(scratch + 3 * n);
+    memcpy(p, z, n * sizeof *p);
+    if (flags & KS_ROUTE_SPARSEMIX) {
+        sparse_mix(op, z, choice, ids, w);
+    } else {
+        if (!(flags & KS_ROUTE_LATE)) score(op->u.route.score, p, n);
+        for (uint32_t i = 0; i < n; i++) choice[i] = bias ? p[i] + bias[i] : p[i];
+        if (op->u.route.n_group > 1) limit_groups(op, choice, w, ids);
+        top_k(choice, n, k, ids);
+        for (uint32_t i = 0; i < k; i++) w[i] = p[ids[i]];
+        if (flags & KS_ROUTE_LATE) score(op->u.route.score, w, k);
+    }
+    float sum = 0;
+    for (uint32_t i = 0; i < k; i++) sum += w[i];
+    float f = op->u.route.scale;
+    for (uint32_t i = 0; i < k; i++) {
+        float v = flags & KS_ROUTE_NORM ? w[i] / (sum + op->u.route.norm_eps) : w[i];
+        out[i] = (struct pair) { ids[i], v * f };
+    }
+    sort_pairs(out, k);
+}
+
+static void route_rows(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+{
+    const struct route_job *j = arg;
+    const struct dev_reg *out = &j->d->regs[j->op->out[0]];
+    const float *bias = ks__dev_vector(j->d, j->op->w[0]);
+    for (uint32_t r = begin; r < end; r++)
+        route_row(j->op, ks__dev_row(j->d, (uint32_t)j->op->in[0], r), bias, ks__dev_scratch(j->d, worker),
+                  (struct pair *)out->p + r * out->stride);
+}
+
+int ks__op_route(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
+{
+    struct route_job j = { d, op };
+    (void)index, (void)err;
+    ks__dev_fork(d, d->batch->n_rows, KS_MAX(4096u / op->u.route.n_experts, 1u), route_rows, &j);
+    return 0;
+}

@@ -1,0 +1,16 @@
+/* The families: one row and one function each, one short file for those that are alike. See build.h. */
+#ifndef KS_GRAPH_ARCH_H
+#define KS_GRAPH_ARCH_H
+
+#include "graph/build.h"
+
+/*  model_type, function, well-known checkpoints */
+#define KS_ARCH_MAP(X)                                           \
+    X(qwen2_moe, qwen2_moe, "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B") \
+    X(qwen3_moe, qwen3_moe, "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder")
+
+#define KS_ARCH_DECLARE(type, fn, models) void ks__arch_##fn(ks_build *b);
+KS_ARCH_MAP(KS_ARCH_DECLARE)
+#undef KS_ARCH_DECLARE
+
+#endif

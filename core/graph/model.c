@@ -1,0 +1,146 @@
+/* Opening a model: finds config.json and the tensors' prefix, lets the family build, checks the result. See model.h. */
+#include "graph/model.h"
+
+#include "base/base.h"
+#include "base/file.h"
+#include "graph/arch.h"
+
+#define CONFIG_BYTES_MAX (16u << 20) /* real ones have some kilobytes */
+
+static const ks_arch archs[] = {
+#define ARCH_ROW(type, fn, models) { #type, ks__arch_##fn, models },
+    KS_ARCH_MAP(ARCH_ROW)
+#undef ARCH_ROW
+};
+
+static const char *const types[] = {
+#define ARCH_TYPE(type, fn, models) #type,
+    KS_ARCH_MAP(ARCH_TYPE)
+#undef ARCH_TYPE
+        NULL,
+};
+
+const char *const *ks_model_types(void)
+{
+    return types;
+}
+
+static const ks_arch *find_arch(const char *type)
+{
+    for (size_t i = 0; i < KS_COUNT(archs); i++)
+        if (strcmp(archs[i].type, type) == 0) return &archs[i];
+    return NULL;
+}
+
+static int unknown_type(ks_cfg *c, const char *type)
+{
+    char list[400];
+    size_t n = 0;
+    for (size_t i = 0; i < KS_COUNT(archs) && n < sizeof list; i++)
+        n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", archs[i].type);
+    return ks__cfg_fail(c, KS_E_UNSUPPORTED, "model_type '%.60s' is not supported: %s are", type, list);
+}
+
+/* Where the text model lies among the tensors of a (perhaps multimodal) checkpoint. */
+static void find_prefix(ks_build *b)
+{
+    static const struct {
+        const char *prefix, *head;
+    } places[] = {
+        { "model.", "lm_head.weight" },
+        { "model.language_model.", "lm_head.weight" },
+        { "language_model.model.", "language_model.lm_head.weight" },
+        { "model.text_model.", "lm_head.weight" },
+        { "language_model.", "lm_head.weight" },
+        { "", "lm_head.weight" },
+    };
+    char name[128];
+    for (size_t i = 0; i < KS_COUNT(places); i++) {
+        (void)snprintf(name, sizeof name, "%sembed_tokens.weight", places[i].prefix);
+        if (!ks__has_full(b, name)) continue;
+        b->prefix = places[i].prefix;
+        b->head = places[i].head;
+        return;
+    }
+    b->prefix = "";
+    b->head = "lm_head.weight";
+    ks__cfg_fail(
+        &b->cfg, KS_E_FORMAT,
+        "the checkpoint has no tensor 'model.embed_tokens.weight', nor one under the prefixes of multimodal models");
+}
+
+static int finish(const ks_build *b, const ks_arch *a, ks_model *ret)
+{
+    ret->weights = ks_arena_calloc(&ret->arena, b->n_specs, sizeof *ret->weights);
+    if (!ret->weights) return ks_fail(b->cfg.err, KS_E_NOMEM, "out of memory for %u weights", b->n_specs);
+    ret->specs = b->specs;
+    ret->arch = a->type;
+    ret->graph = (ks_graph) {
+        .size = sizeof(ks_graph),
+        .op_size = sizeof(ks_op),
+        .reg_size = sizeof(ks_reg),
+        .weight_size = sizeof(ks_weight),
+        .state_size = sizeof(ks_state),
+        .n_ops = b->n_ops,
+        .n_regs = b->n_regs,
+        .n_weights = b->n_specs,
+        .n_states = b->n_states,
+        .ops = b->ops,
+        .regs = b->regs,
+        .weights = ret->weights,
+        .states = b->states,
+        .n_layers = b->n_layers,
+        .d_model = b->d,
+        .n_vocab = b->n_vocab,
+        .n_ctx = b->n_ctx,
+        .n_experts = b->n_experts,
+        .n_taps = b->n_taps,
+        .logits = b->logits,
+    };
+    return 0;
+}
+
+static int build_from(ks_build *b, const char *text, size_t n, ks_model *ret, ks_err *err)
+{
+    int rc = ks__cfg_parse(&b->cfg, b->arena, text, n, err);
+    if (rc) return rc;
+    const char *type = ks__cfg_str_or(&b->cfg, "model_type", "");
+    if (b->cfg.rc) return b->cfg.rc;
+    if (!*type) return ks__cfg_fail(&b->cfg, KS_E_FORMAT, "the field 'model_type' is missing");
+    const ks_arch *a = find_arch(type);
+    if (!a) return unknown_type(&b->cfg, type);
+    find_prefix(b);
+    if (b->cfg.rc) return b->cfg.rc;
+    a->build(b);
+    if ((rc = ks__cfg_finish(&b->cfg, a->type))) return rc;
+    return finish(b, a, ret);
+}
+
+int ks_model_open(const ks_ckpt *c, ks_model *ret, ks_err *err)
+{
+    ks_err own;
+    ks_model m = { 0 };
+    char *text = NULL, *path = ks_path_join(ks_ckpt_dir(c), "config.json");
+    size_t n = 0;
+    if (!err) err = &own;
+    if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory for a path");
+    int rc = ks_file_read(path, CONFIG_BYTES_MAX, &text, &n, err);
+    free(path);
+    if (rc) return rc;
+    ks_arena_init(&m.arena, 0);
+    ks_build b = { .arena = &m.arena, .ckpt = c, .layer = KS_NO_LAYER, .logits = -1 };
+    rc = build_from(&b, text, n, &m, err);
+    free(text);
+    if (rc)
+        ks_arena_fini(&m.arena);
+    else
+        *ret = m;
+    return rc;
+}
+
+void ks_model_close(ks_model *m)
+{
+    if (!m) return;
+    ks_arena_fini(&m->arena);
+    *m = (ks_model) { 0 };
+}
