@@ -18,7 +18,7 @@ typedef struct planner {
     const ks_ckpt *c;
     const ks_store_opts *o;
     ks_qconf q;
-    uint64_t *used_rows; /* by tensor: how many rows (of each slice) the model takes */
+    uint64_t *used; /* by tensor: elements (of each slice) up to the last row that the model takes */
 } planner;
 
 static bool is_vector(const ks_wspec *s)
@@ -124,7 +124,7 @@ static int check_used(const planner *pl, const ks_pweight *w, ks_err *err)
     for (uint64_t i = 0; w->src && !w->absent && i < (uint64_t)s->n_mat * s->n_parts; i++) {
         const ks_wpart *part = &s->parts[i % s->n_parts];
         const ks_src *src = &w->src[i];
-        uint64_t used = pl->used_rows[ks_ckpt_index(pl->c, src->t)], want[3];
+        uint64_t used = pl->used[ks_ckpt_index(pl->c, src->t)] / src->cols, want[3];
         if (used == src->rows) continue;
         uint32_t rank = wanted_shape(s, used, is_stacked(s, part), src->transposed, want);
         return wrong_shape(src, want, rank, err);
@@ -167,8 +167,8 @@ static int find_sources(planner *pl, ks_pweight *w, ks_err *err)
             rc = ks_fail(err, KS_E_UNSUPPORTED, "tensors '%s' and '%s' of weight '%s' lie in different directions",
                          srcs[0].t->name, srcs[i].t->name, s->name);
         if (rc != 0) return rc;
-        uint64_t *used = &pl->used_rows[ks_ckpt_index(pl->c, srcs[i].t)];
-        *used = KS_MAX(*used, srcs[i].row_first + rows_needed(part));
+        uint64_t *used = &pl->used[ks_ckpt_index(pl->c, srcs[i].t)];
+        *used = KS_MAX(*used, (srcs[i].row_first + rows_needed(part)) * srcs[i].cols);
     }
     w->src = srcs;
     w->absent = found == 0 && (s->flags & KS_WSPEC_OPTIONAL);
@@ -443,8 +443,8 @@ int ks__plan_init(ks_plan *p, const ks_ckpt *c, const ks_wspec *specs, uint32_t 
     planner pl = { .p = p, .c = c, .o = o };
     size_t n_tensors = (size_t)ks_ckpt_count(c) + 1; /* never an empty array */
     p->weights = ks_arena_calloc(&p->arena, (size_t)n_specs + 1, sizeof *p->weights);
-    pl.used_rows = ks_arena_calloc(&p->arena, n_tensors, sizeof *pl.used_rows);
-    int rc = p->weights && pl.used_rows ? ks__qconf_read(c, &pl.q, err) : no_memory(err);
+    pl.used = ks_arena_calloc(&p->arena, n_tensors, sizeof *pl.used);
+    int rc = p->weights && pl.used ? ks__qconf_read(c, &pl.q, err) : no_memory(err);
     for (uint32_t i = 0; i < n_specs && rc == 0; i++, p->n_weights++)
         rc = plan_weight(&pl, &p->weights[i], &specs[i], err);
     for (uint32_t i = 0; i < n_specs && rc == 0; i++) rc = check_used(&pl, &p->weights[i], err);
