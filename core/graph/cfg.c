@@ -214,7 +214,8 @@ static int build_tree(ks_cfg *c, ks_json *j)
 int ks__cfg_parse(ks_cfg *c, ks_arena *arena, const char *text, size_t n, ks_err *err)
 {
     *c = (ks_cfg) { .arena = arena, .err = err };
-    if (!add_node(c)) return c->rc; /* index 0 means none */
+    (void)add_node(c); /* index 0 means none */
+    if (c->rc) return c->rc;
     ks_json j;
     ks_json_init(&j, text, n, CFG_DEPTH_MAX);
     if (build_tree(c, &j)) return c->rc;
