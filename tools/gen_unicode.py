@@ -78,6 +78,11 @@ def main():
     table("ks__uni_old_punct", "uint32_t", [f"0x{c:x}" for c, v in old[1:]], 12)
     count("ks__uni_n_old_punct", "ks__uni_old_punct")
 
+    # Marks as the normalizer's own table has them, for StripAccents.
+    marks = runs(lambda c: int(age(c) <= NORMAL_AGE and ud.category(chr(c))[0] == "M"))
+    table("ks__uni_old_mark", "uint32_t", [f"0x{c:x}" for c, v in marks[1:]], 12)
+    count("ks__uni_n_old_mark", "ks__uni_old_mark")
+
     data, rows = [], {False: [], True: []}
     where = {}
     for compat in (False, True):

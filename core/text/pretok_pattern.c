@@ -15,6 +15,7 @@
 #define NODES_MAX 2048u
 #define DEPTH_MAX 16u
 #define UNBOUNDED UINT32_MAX
+#define STEPS_MIN 1000000u
 #define ALTERNATIVES_MAX 64u
 
 enum { NODE_END, NODE_JOIN, NODE_SET, NODE_ALT, NODE_AHEAD, NODE_BEHIND, NODE_LINE_END, NODE_TEXT_END };
@@ -48,7 +49,7 @@ typedef struct parser {
     const char *s;
     size_t n, at;
     int bad; /* 0, KS_E_UNSUPPORTED or KS_E_NOMEM */
-    bool icase;
+    bool icase, in_class;
 } parser;
 
 static bool fail(parser *q, int code)
@@ -179,9 +180,9 @@ static bool take_escape(parser *q, ks_uni_ranges *a, uint32_t *ret_cp)
     case 'd': (void)ks_uni_add_property(&b, "Nd", 2); break; /* a name of the table */
     case 'W': negative = true;                               /* fall through */
     case 'w': {
-        static const uint16_t extra[] = { 0xb2, 0xb3, 0xb9, 0xbc, 0xbd, 0xbe }; /* measured: Oniguruma has them */
+        static const uint16_t extra[] = { 0xb2, 0xb3, 0xb9, 0xbc, 0xbd, 0xbe }; /* measured: outside of classes */
         ks_uni_add_word(&b);
-        for (size_t i = 0; i < KS_COUNT(extra); i++) ks_uni_add(&b, extra[i], extra[i]);
+        for (size_t i = 0; !q->in_class && i < KS_COUNT(extra); i++) ks_uni_add(&b, extra[i], extra[i]);
         break;
     }
     default:
@@ -256,7 +257,9 @@ static void take_atom(parser *q, ks_uni_ranges *a)
 {
     uint32_t cp;
     if (skip_if(q, "[")) {
+        q->in_class = true;
         take_class(q, a, 0);
+        q->in_class = false;
     } else if (skip_if(q, "\\")) {
         if (take_escape(q, a, &cp)) add_folded(q, a, cp, cp);
     } else if (skip_if(q, ".")) {
@@ -375,6 +378,38 @@ static uint32_t take_group(parser *q, uint32_t *ret_last, uint32_t depth)
     return first;
 }
 
+/* A group that stands for one character, "(x)" or "((?=x)(y))": then it can have any count. False, and nothing read, if
+ * it is another one. */
+static bool take_single_group(parser *q, ks_uni_ranges *a, uint32_t depth)
+{
+    size_t begin = q->at;
+    bool ahead = false;
+    ks_uni_ranges b = { 0 };
+    if (depth > DEPTH_MAX || !skip_if(q, "(")) return false;
+    (void)skip_if(q, "?:"); /* both kinds mean the same here */
+    if (skip_if(q, "(?=")) {
+        ahead = true;
+        take_atom(q, &b);
+        if (!skip_if(q, ")")) fail(q, KS_E_UNSUPPORTED);
+    }
+    char c = peek(q);
+    if (c == '(') {
+        if (!take_single_group(q, a, depth + 1)) fail(q, KS_E_UNSUPPORTED);
+    } else if (!c || strchr("?*+{|)^$", c)) {
+        fail(q, KS_E_UNSUPPORTED);
+    } else {
+        take_atom(q, a);
+    }
+    if (!skip_if(q, ")")) fail(q, KS_E_UNSUPPORTED);
+    if (ahead && !q->bad) ks_uni_intersect(a, &b);
+    ks_uni_ranges_fini(&b);
+    if (!q->bad) return true;
+    ks_uni_ranges_fini(a);
+    q->bad = q->bad == KS_E_UNSUPPORTED ? 0 : q->bad;
+    q->at = begin;
+    return false;
+}
+
 /* Letters of a multi-character fold ("ss" is sharp s under (?i)) are not ours to match. */
 static bool folds_together(uint32_t a, uint32_t b)
 {
@@ -388,7 +423,12 @@ static uint32_t take_sequence(parser *q, uint32_t target, uint32_t depth)
     uint32_t first = target, last = UINT32_MAX;
     while (!q->bad && more(q) && peek(q) != '|' && peek(q) != ')') {
         uint32_t k, end;
-        if (skip_if(q, "(")) {
+        ks_uni_ranges a = { 0 };
+        if (take_single_group(q, &a, 0)) {
+            k = end = add_node(q, NODE_SET);
+            q->p->nodes[k].set = keep_set(q, &a);
+            take_count(q, &q->p->nodes[k]);
+        } else if (skip_if(q, "(")) {
             k = take_group(q, &end, depth);
         } else if (skip_if(q, "$")) {
             k = end = add_node(q, NODE_LINE_END);
@@ -399,7 +439,6 @@ static uint32_t take_sequence(parser *q, uint32_t target, uint32_t depth)
             if (q->icase && q->n - q->at > 1 && folds_together((uint8_t)q->s[q->at], (uint8_t)q->s[q->at + 1]))
                 fail(q, KS_E_UNSUPPORTED);
             k = end = add_node(q, NODE_SET);
-            ks_uni_ranges a = { 0 };
             take_atom(q, &a);
             q->p->nodes[k].set = keep_set(q, &a);
             take_count(q, &q->p->nodes[k]);
@@ -565,6 +604,15 @@ static size_t match(matcher *m, uint32_t k, size_t at)
     }
 }
 
+/* An alternative that begins with an unlimited run tried every end of the run; begun later in the same run it would try
+ * some of them again. So long blank runs stay linear. */
+static size_t run_end(const matcher *m, uint32_t k, size_t at)
+{
+    const node *d = &m->p->nodes[k];
+    uint32_t count;
+    return d->type == NODE_SET && d->max == UNBOUNDED ? run_set(m, d, at, &count) : at;
+}
+
 /* ---- Public */
 
 int ks_pattern_new(const char *text, size_t n, ks_pattern **ret, ks_err *err)
@@ -640,15 +688,23 @@ int ks_pattern_find(const ks_pattern *p, const uint8_t *s, size_t n, size_t from
 {
     if (p->foreign) return ks_foreign_find(p->foreign, s, n, from, ret_begin, ret_end, err);
     const uint32_t *alts = p->alts + p->nodes[p->start].alt;
-    matcher m = { .p = p, .s = s, .n = n, .steps = 64 * (uint64_t)(n - from) + 4096 };
+    matcher m = { .p = p, .s = s, .n = n, .steps = 64 * (uint64_t)(n - from) + STEPS_MIN };
+    uint32_t n_alts = p->nodes[p->start].n_alt;
+    size_t dead[ALTERNATIVES_MAX]; /* by alternative: no match begins before this */
+    for (uint32_t i = 0; i < n_alts; i++) dead[i] = from;
     for (size_t at = from; at <= n;) {
-        uint64_t left = at < n ? p->starts[s[at]] : p->can_be_empty ? UINT64_MAX >> (64 - p->nodes[p->start].n_alt) : 0;
+        uint64_t left = at < n ? p->starts[s[at]] : p->can_be_empty ? UINT64_MAX >> (64 - n_alts) : 0;
         for (; left; left &= left - 1) {
-            size_t end = match(&m, alts[__builtin_ctzll(left)], at);
+            uint32_t i = (uint32_t)__builtin_ctzll(left);
+            if (at < dead[i]) continue;
+            size_t end = match(&m, alts[i], at);
             if (end == TOO_SLOW)
                 return ks_fail(err, KS_E_LIMIT,
                                "the tokenizer's pattern needs too many steps on this text (at byte %zu of %zu)", at, n);
-            if (end == NO_MATCH) continue;
+            if (end == NO_MATCH) {
+                dead[i] = run_end(&m, alts[i], at);
+                continue;
+            }
             *ret_begin = at;
             *ret_end = end;
             return 1;

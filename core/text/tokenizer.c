@@ -124,6 +124,9 @@ static int build_tries(ks_tokenizer *t, ks_err *err)
             word |= x->single_word;
             if (x->special != (special == 1)) continue;
             if (x->normalized) rc = ks_norm_run(t->norm, t->n_norm, s, n, &a, &b, &s, &n, err);
+            if (!rc && !n)
+                rc =
+                    ks_fail(err, KS_E_UNSUPPORTED, "the normalizer leaves nothing of the added token '%.60s'", x->text);
             if (!rc) rc = ks_trie_add(x->normalized ? &t->normalized : &t->raw, s, n, i, err);
         }
     }
@@ -313,7 +316,8 @@ static int split_added(encoder *e, const ks_trie *trie, const uint8_t *s, size_t
         if (x->single_word && !stands_alone(e->t, s, n, begin, end)) continue;
         widen(x, s, n, done, &begin, &end);
         if (done < begin && (rc = gap(e, s + done, begin - done, first && !done, err))) return rc;
-        if ((rc = ks_bpe_push(&e->bpe, x->id, err))) return rc;
+        /* One whose text an earlier one's rstrip took is gone. */
+        if (begin < end && (rc = ks_bpe_push(&e->bpe, x->id, err))) return rc;
         done = end;
     }
     return done < n ? gap(e, s + done, n - done, first && !done, err) : 0;

@@ -499,24 +499,22 @@ static int read_affix(ks_tokenizer *t, ks_val v, char **ret, size_t *ret_n, ks_e
     return *ret ? 0 : no_memory(err);
 }
 
-static int read_model(ks_tokenizer *t, ks_val model, ks_err *err)
+enum { TYPE, DROPOUT, UNK, PREFIX, SUFFIX, FUSE, FALLBACK, IGNORE, VOCAB, MERGES, N_MODEL };
+static const char *const model_names[] = { "type",
+                                           "dropout",
+                                           "unk_token",
+                                           "continuing_subword_prefix",
+                                           "end_of_word_suffix",
+                                           "fuse_unk",
+                                           "byte_fallback",
+                                           "ignore_merges",
+                                           "vocab",
+                                           "merges" };
+
+static int read_model(ks_tokenizer *t, const ks_val m[N_MODEL], ks_err *err)
 {
-    enum { TYPE, DROPOUT, UNK, PREFIX, SUFFIX, FUSE, FALLBACK, IGNORE, VOCAB, MERGES, N };
-    static const char *const names[] = { "type",
-                                         "dropout",
-                                         "unk_token",
-                                         "continuing_subword_prefix",
-                                         "end_of_word_suffix",
-                                         "fuse_unk",
-                                         "byte_fallback",
-                                         "ignore_merges",
-                                         "vocab",
-                                         "merges" };
-    ks_val m[N];
     ks_bpe *b = &t->bpe;
-    if (model.type != KS_JSON_OBJECT) return bad("'model'", err);
-    ks_val_members(model, names, N, m);
-    if (m[TYPE].type != KS_JSON_END && !ks_val_is(m[TYPE], "BPE")) return refuse(model, "model", err);
+    if (m[TYPE].type != KS_JSON_END && !ks_val_is(m[TYPE], "BPE")) return refuse(m[TYPE], "model", err);
     if (m[VOCAB].type != KS_JSON_OBJECT) return bad("the model's 'vocab' (an object of tokens and ids)", err);
     if (m[MERGES].type != KS_JSON_ARRAY) return bad("the model's 'merges' (a list)", err);
     if (!ks_val_none(m[DROPOUT]) && !(m[DROPOUT].type == KS_JSON_NUMBER && strspn(m[DROPOUT].p, "0.") >= m[DROPOUT].n))
@@ -563,20 +561,55 @@ static int read_added(ks_tokenizer *t, ks_val list, ks_err *err)
     return 0;
 }
 
+enum { ADDED, NORM, PRE, POST, DEC, N_FILE };
+static const char *const file_names[] = { "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder" };
+
+static void keep(ks_json *j, int token, const ks_val *key, const char *const *names, size_t n, ks_val *ret)
+{
+    ks_val v = ks_val_here(j, token);
+    for (size_t i = 0; i < n; i++)
+        if (ks_val_is(*key, names[i])) ret[i] = v;
+}
+
+/* Finds the parts of the file and of its model, and checks all of its JSON, in one pass. */
+static int scan_file(const char *json, size_t n, ks_val file[N_FILE], ks_val model[N_MODEL], ks_err *err)
+{
+    static const char what[] = "tokenizer.json";
+    ks_json j;
+    int token;
+    bool in_model = false, seen = false;
+    ks_json_init(&j, json, n, KS_VAL_DEPTH);
+    if (ks_json_next(&j) != KS_JSON_OBJECT)
+        return j.error ? ks_json_fail(&j, err, what) : bad("tokenizer.json's outermost object", err);
+    while ((token = ks_json_next(&j)) > 0) {
+        if (token == KS_JSON_OBJECT_END) {
+            in_model = false; /* or the end of the file: END follows */
+            continue;
+        }
+        ks_val key = ks_val_here(&j, token); /* in an object every other token is a key */
+        token = ks_json_next(&j);
+        if (token < 0) break;
+        if (in_model) {
+            keep(&j, token, &key, model_names, N_MODEL, model);
+        } else if (token == KS_JSON_OBJECT && !seen && ks_val_is(key, "model")) {
+            in_model = seen = true;
+        } else {
+            keep(&j, token, &key, file_names, N_FILE, file);
+        }
+    }
+    if (token < 0) return ks_json_fail(&j, err, what);
+    return seen ? 0 : bad("tokenizer.json's 'model' (an object)", err);
+}
+
 int ks_tokenizer_load_json(ks_tokenizer *t, const char *json, size_t n, ks_err *err)
 {
-    enum { MODEL, ADDED, NORM, PRE, POST, DEC, N };
-    static const char *const names[] = { "model",         "added_tokens",   "normalizer",
-                                         "pre_tokenizer", "post_processor", "decoder" };
-    ks_val root, m[N];
-    int rc = ks_val_parse(json, n, "tokenizer.json", &root, err);
+    ks_val m[N_FILE] = { { 0 } }, model[N_MODEL] = { { 0 } };
+    int rc = scan_file(json, n, m, model, err);
     if (rc) return rc;
-    if (root.type != KS_JSON_OBJECT) return bad("tokenizer.json's outermost object", err);
-    ks_val_members(root, names, N, m);
     t->bpe.vocab.id_limit = (uint32_t)KS_MIN(KS_TOK_ID_MAX, KS_MAX(n, 65535)); /* an entry takes more than a byte */
     if ((rc = add_normalizer(t, m[NORM], 0, err)) || (rc = add_pretokenizer(t, m[PRE], 0, err)) ||
         (rc = add_postprocessor(t, m[POST], 0, err)) || (rc = add_decoder(t, m[DEC], 0, err)) ||
-        (rc = read_model(t, m[MODEL], err)))
+        (rc = read_model(t, model, err)))
         return rc;
     /* Without a decoder tokens are joined by spaces. */
     if (ks_val_none(m[DEC])) t->dec[t->n_dec++] = (ks_dec) { .type = KS_DEC_JOIN };

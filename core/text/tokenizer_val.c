@@ -5,8 +5,7 @@
 
 #include <string.h>
 
-/* The value whose first token the reader just gave; leaves the reader behind it. */
-static ks_val value_here(ks_json *j, int token)
+ks_val ks_val_here(ks_json *j, int token)
 {
     const char *p = j->tok;
     if (token == KS_JSON_OBJECT || token == KS_JSON_ARRAY) {
@@ -22,7 +21,7 @@ int ks_val_parse(const char *text, size_t n, const char *what, ks_val *ret, ks_e
     ks_json j;
     ks_json_init(&j, text, n, KS_VAL_DEPTH);
     int token = ks_json_next(&j);
-    ks_val v = token > 0 ? value_here(&j, token) : (ks_val) { 0 };
+    ks_val v = token > 0 ? ks_val_here(&j, token) : (ks_val) { 0 };
     if (j.error || ks_json_next(&j) != KS_JSON_END) return ks_json_fail(&j, err, what);
     *ret = v;
     return 0;
@@ -41,11 +40,11 @@ bool ks_val_next(ks_val_iter *it)
     int token = ks_json_next(&it->j);
     it->key = (ks_val) { 0 };
     if (token == KS_JSON_KEY) {
-        it->key = value_here(&it->j, token);
+        it->key = ks_val_here(&it->j, token);
         token = ks_json_next(&it->j);
     }
     if (token <= 0 || token == KS_JSON_OBJECT_END || token == KS_JSON_ARRAY_END) return false;
-    it->item = value_here(&it->j, token);
+    it->item = ks_val_here(&it->j, token);
     return it->item.type > 0;
 }
 

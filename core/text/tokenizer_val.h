@@ -15,6 +15,8 @@ typedef struct ks_val {
     size_t n;
 } ks_val;
 
+/* The value whose first token the reader just gave; leaves the reader behind it. */
+ks_val ks_val_here(ks_json *j, int token);
 /* Checks the whole text. */
 KS_MUST_CHECK int ks_val_parse(const char *text, size_t n, const char *what, ks_val *ret, ks_err *err);
 /* One pass for several members; absent ones become KS_JSON_END, of a name that comes twice the last counts. */

@@ -274,7 +274,15 @@ static uint32_t combining(uint32_t cp)
 
 bool ks_uni_is_mark(uint32_t cp)
 {
-    return cp >= 0x300 && category_mask("m") >> row_value(ks__uni_gc, ks__uni_n_gc, 5, cp) & 1;
+    uint32_t lo = 0, hi = ks__uni_n_old_mark; /* how many starts and ends are not above cp: odd inside */
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        if (ks__uni_old_mark[mid] <= cp)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo & 1;
 }
 
 bool ks_uni_is_space(uint32_t cp)
@@ -329,6 +337,7 @@ static uint32_t compose(uint32_t a, uint32_t b)
         return HANGUL_S + ((a - HANGUL_L) * HANGUL_NV + (b - HANGUL_V)) * HANGUL_NT;
     if (a - HANGUL_S < HANGUL_NS && (a - HANGUL_S) % HANGUL_NT == 0 && b - HANGUL_T - 1 < HANGUL_NT - 1)
         return a + (b - HANGUL_T);
+    if (b < 0x300) return 0; /* the first that joins one before it */
     uint32_t lo = 0, hi = ks__uni_n_pair;
     while (lo < hi) {
         uint32_t mid = (lo + hi) / 2;
@@ -487,6 +496,15 @@ void ks_uni_normalize(int form, const char *s, size_t n, ks_buf *out)
     g.ccc = g.fixed_ccc;
     const uint8_t *p = (const uint8_t *)s;
     for (size_t i = 0; i < n && ok;) {
+        size_t plain = i; /* an ASCII character is settled if another one follows */
+        while (plain + 1 < n && p[plain] < 0x80 && p[plain + 1] < 0x80) plain++;
+        if (plain > i) {
+            ok = take(&g, p[i], composing, out); /* settles what came before */
+            g.n = 0;
+            ks_buf_add(out, p + i, plain - i);
+            i = plain;
+            continue;
+        }
         uint32_t len, cp = ks_uni_get(p + i, &len);
         i += len;
         uint32_t h = cp - HANGUL_S;

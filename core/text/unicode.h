@@ -72,6 +72,6 @@ bool ks_uni_is_normal(int form, const char *s, size_t n);
 /* Appends the normal form of s to out (failure is out's). Linear, however many marks are stacked. */
 void ks_uni_normalize(int form, const char *s, size_t n, ks_buf *out);
 uint32_t ks_uni_lower(uint32_t cp); /* simple mapping */
-bool ks_uni_is_mark(uint32_t cp);   /* category M */
+bool ks_uni_is_mark(uint32_t cp);   /* category M, as of Unicode 9 like the normal forms */
 
 #endif

@@ -25,8 +25,8 @@ extern const uint32_t ks__uni_n_gc, ks__uni_n_script, ks__uni_n_ccc;
 extern const char *const ks__uni_script_name[];
 extern const uint32_t ks__uni_n_script_name;
 
-extern const uint32_t ks__uni_old_punct[]; /* start, end (exclusive), start, end ... */
-extern const uint32_t ks__uni_n_old_punct;
+extern const uint32_t ks__uni_old_punct[], ks__uni_old_mark[]; /* start, end (exclusive), start, end ... */
+extern const uint32_t ks__uni_n_old_punct, ks__uni_n_old_mark;
 
 /* Full decompositions, sorted by code point; compat holds only what differs from canon. */
 extern const uint32_t ks__uni_decomp_data[];
