@@ -45,7 +45,7 @@ struct ks_pool {
     _Alignas(LINE) _Atomic uint32_t gen;    /* number of the newest job; futex word of the workers */
     _Alignas(LINE) _Atomic uint32_t parked; /* workers asleep or about to be */
     _Atomic uint64_t parks;
-    _Alignas(LINE) _Atomic uint32_t tail; /* next chunk of the dynamic part */
+    _Alignas(LINE) _Atomic uint64_t tail; /* next chunk of the dynamic part; goes past the last one, so wider */
     _Alignas(LINE) ks_pool_fn fn;         /* the job: see above */
     void *arg;
     uint32_t n, grain, n_chunks, n_static;
@@ -142,8 +142,8 @@ static void run_share(ks_pool *p, uint32_t index)
     uint32_t end = (uint32_t)((uint64_t)p->n_static * (index + 1) / p->n_threads);
     for (; chunk < end; chunk++) run_chunk(p, chunk, index);
     if (p->n_static == p->n_chunks) return;
-    while ((chunk = atomic_fetch_add_explicit(&p->tail, 1, memory_order_relaxed)) < p->n_chunks)
-        run_chunk(p, chunk, index);
+    for (uint64_t next; (next = atomic_fetch_add_explicit(&p->tail, 1, memory_order_relaxed)) < p->n_chunks;)
+        run_chunk(p, (uint32_t)next, index);
 }
 
 void ks_pool_run(ks_pool *p, uint32_t n, uint32_t grain, ks_pool_fn fn, void *arg)
