@@ -19,7 +19,7 @@ typedef struct ks_client {
     uint64_t job;
     pthread_mutex_t mu;
     pthread_cond_t cond;
-    bool done;              /* under mu */
+    bool done;               /* under mu */
     const atomic_bool *stop; /* set by a signal handler: cancel; may be NULL */
 } ks_client;
 

@@ -3,6 +3,7 @@
  * Every repeat runs all client counts in turn, so that a slow phase of the machine hits them alike; medians with
  * the spread are printed. Prompts are random tokens from a fixed seed, different for every client, so the prefix
  * cache helps nobody; greedy, no end token. */
+#include "app/bench.h"
 #include "app/client.h"
 #include "app/cmd.h"
 #include "app/load.h"
@@ -133,27 +134,33 @@ static int parse_clients(const char *s, result *r, uint32_t cap, uint32_t *ret_n
     return n ? 0 : ks_fail(err, KS_E_CONFIG, "--clients is empty: give numbers of clients, separated by commas");
 }
 
+int ks_bench_clients(ks_app *a, const char *clients, uint32_t n_prompt, uint32_t n_new, bool json, ks_err *err)
+{
+    result r[8] = { 0 };
+    uint32_t n = 0;
+    uint64_t seed = 1;
+    double warm[2];
+    int rc = parse_clients(clients, r, 8, &n, err);
+    if (!rc) rc = one_run(a, 1, n_prompt, n_new, &seed, &warm[0], &warm[1], err);
+    for (uint32_t k = 0; k < KS_BENCH_REPEATS && !rc; k++)
+        for (uint32_t i = 0; i < n && !rc; i++)
+            rc = one_run(a, r[i].clients, n_prompt, n_new, &seed, &r[i].total[k], &r[i].prefill[k], err);
+    if (rc) return rc;
+    if (json) return print_results(r, n, err);
+    print_table(r, n);
+    return 0;
+}
+
 int ks_cmd_bench(ks_config *c, ks_cli *cli)
 {
     ks_app a = { 0 };
     ks_err err = { 0 };
-    result r[8] = { 0 };
-    uint32_t n = 0;
-    uint64_t seed = 1;
+    uint32_t n_new = (uint32_t)ks_config_int(c, "max-tokens");
     int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "bench takes no words: '%s'", cli->words[0])
-                          : parse_clients(ks_config_str(c, "clients"), r, 8, &n, &err);
-    if (!rc) rc = ks_app_open(c, &a, &err);
-    uint32_t n_prompt = (uint32_t)ks_config_int(c, "prompt-tokens"), n_new = (uint32_t)ks_config_int(c, "max-tokens");
-    if (n_new < 2) n_new = 128;
-    double warm[2];
-    if (!rc) rc = one_run(&a, 1, n_prompt, n_new, &seed, &warm[0], &warm[1], &err);
-    for (uint32_t k = 0; k < KS_BENCH_REPEATS && !rc; k++)
-        for (uint32_t i = 0; i < n && !rc; i++)
-            rc = one_run(&a, r[i].clients, n_prompt, n_new, &seed, &r[i].total[k], &r[i].prefill[k], &err);
-    if (!rc && ks_config_bool(c, "json"))
-        rc = print_results(r, n, &err);
-    else if (!rc)
-        print_table(r, n);
+                          : ks_app_open(c, &a, &err);
+    if (!rc)
+        rc = ks_bench_clients(&a, ks_config_str(c, "clients"), (uint32_t)ks_config_int(c, "prompt-tokens"),
+                              n_new < 2 ? KS_BENCH_NEW_TOKENS : n_new, ks_config_bool(c, "json"), &err);
     ks_app_close(&a);
     return rc ? ks_app_fail(&err) : 0;
 }

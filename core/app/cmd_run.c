@@ -55,9 +55,8 @@ static int get_prompt(const ks_config *c, const ks_cli *cli, ks_buf *b, ks_err *
 static void sampling_from(const ks_config *c, ks_request *rq)
 {
     ks_sampling_init(&rq->sampling);
-    if (ks_config_from(c, "temperature") != KS_FROM_DEFAULT)
-        rq->sampling.temperature = strtof(ks_config_str(c, "temperature"), NULL);
-    if (ks_config_from(c, "seed") != KS_FROM_DEFAULT) {
+    rq->sampling.temperature = (float)ks_config_float(c, "temperature"); /* NaN: the model's */
+    if (ks_config_int(c, "seed") >= 0) {
         rq->sampling.has_seed = 1;
         rq->sampling.seed = (uint64_t)ks_config_int(c, "seed");
     }

@@ -4,6 +4,7 @@
  * cancelled; exit code 0. A second signal cancels at once. Signals are blocked before any thread exists and
  * taken by sigwaitinfo here, so no handler runs anywhere. While the model loads, which may take minutes and leaves
  * nothing torn, a watcher takes them and ends the process. */
+#include "app/bench.h"
 #include "app/cmd.h"
 #include "app/load.h"
 #include "base/base.h"
@@ -94,6 +95,8 @@ int ks_cmd_serve(ks_config *c, ks_cli *cli)
     block_signals(&set);
     int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "serve takes no words: '%s'", cli->words[0])
                           : load(c, &a, &set, &err);
+    if (!rc && ks_config_bool(c, "benchmark"))
+        rc = ks_bench_clients(&a, "1,16", KS_BENCH_PROMPT_TOKENS, KS_BENCH_NEW_TOKENS, false, &err);
     if (!rc) rc = start_frontends(&a, &err);
     if (!rc) {
         int sig;

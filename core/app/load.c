@@ -1,6 +1,7 @@
 /* Loading: see load.h. Every line it logs says what was chosen, why, and which setting changes it. */
 #include "app/load.h"
 
+#include "app/plan.h"
 #include "base/base.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -9,7 +10,6 @@
 #include "ref/ref.h"
 
 #define KS_MAX_CORES 1024u
-#define KS_DEFAULT_CONTEXT 32768u /* tokens, where the model allows more: its KV cache is the user's to ask for */
 
 /* ---- plugins and pool */
 
@@ -71,9 +71,11 @@ static int open_registry(ks_app *a, ks_err *err)
     return rc ? rc : ks_registry_add(a->registry, &ks_ref_plugin, "(built in)", err);
 }
 
-/* Flags that only a GPU can honour: explicit ones are an error without one, defaults are worth one line. */
-static const char *const gpu_flags[] = { "num-gpus",       "selected-gpus",   "pp-partition",
-                                         "expert-divisor", "gpu-expert-bits", "vram-limit" };
+static void note_gpu(void *ctx, const char *line)
+{
+    (void)ctx;
+    ks_log(KS_LOG_INFO, "device", "%s", line);
+}
 
 static int check_gpu_flags(ks_app *a, ks_err *err)
 {
@@ -88,15 +90,9 @@ static int check_gpu_flags(ks_app *a, ks_err *err)
                        "--device %s: no usable GPU plugin was found (see `krasis plugins`): use --device cpu or auto",
                        device);
     if (gpu) return 0;
-    for (size_t i = 0; i < KS_COUNT(gpu_flags); i++)
-        if (ks_config_from(a->config, gpu_flags[i]) != KS_FROM_DEFAULT)
-            return ks_fail(err, KS_E_CONFIG,
-                           "--%s '%s' (from %s) needs a GPU, and none is usable here (see `krasis plugins`): remove it",
-                           gpu_flags[i], ks_config_str(a->config, gpu_flags[i]),
-                           ks_config_origin(a->config, gpu_flags[i]));
-    ks_log(KS_LOG_INFO, "device",
-           "no usable GPU: everything runs on the CPU; settings for GPUs keep their defaults and have no effect");
-    return 0;
+    int rc = ks_config_no_gpu(a->config, note_gpu, NULL, err);
+    if (!rc) ks_log(KS_LOG_INFO, "device", "no usable GPU: everything runs on the CPU");
+    return rc;
 }
 
 int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err)
@@ -145,7 +141,13 @@ uint32_t ks_app_kv_type(const ks_config *c)
 
 int ks_app_model(ks_app *a, ks_err *err)
 {
-    const char *path = ks_config_str(a->config, "model-path");
+    const char *path = ks_config_str(a->config, "model-path"), *gguf = ks_config_str(a->config, "gguf-path");
+    if (*path && *gguf)
+        return ks_fail(
+            err, KS_E_UNSUPPORTED,
+            "--gguf-path '%s' beside --model-path: experts from a second file are not supported, give one of the two",
+            gguf);
+    if (*gguf) path = gguf;
     if (!*path)
         return ks_fail(err, KS_E_CONFIG,
                        "no model: give --model-path DIR, or model-path in the [model] section of the INI file");
@@ -201,16 +203,10 @@ static int open_text(ks_app *a, ks_err *err)
     return rc ? ks_fail(err, rc, "%s", e.msg) : 0;
 }
 
-static int open_engine(ks_app *a, ks_err *err)
+static int open_engine(ks_app *a, uint32_t context, ks_err *err)
 {
     ks_config *c = a->config;
     a->cpu = (ks_cpu_ctx) { .pool = a->pool, .kernels = a->kernels };
-    int64_t context = ks_config_int(c, "context");
-    uint32_t model_ctx = a->model.graph.n_ctx;
-    if (context > (int64_t)model_ctx)
-        return ks_fail(err, KS_E_CONFIG, "--context %lld: the model was made for at most %u tokens", (long long)context,
-                       model_ctx);
-    if (context == 0) context = KS_MIN(model_ctx, KS_DEFAULT_CONTEXT);
     char *generation = NULL, *path = ks_path_join(ks_ckpt_dir(a->ckpt), "generation_config.json");
     if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory");
     int rc = ks_file_exists(path) ? ks_file_read(path, 1 << 20, &generation, NULL, err) : 0;
@@ -225,7 +221,7 @@ static int open_engine(ks_app *a, ks_err *err)
                          .name = a->name,
                          .path = ks_config_str(c, "model-path"),
                          .generation_config = generation,
-                         .n_ctx = (uint32_t)context,
+                         .n_ctx = context,
                          .kv_type = ks_app_kv_type(c),
                          .kv_bytes = (uint64_t)ks_config_int(c, "kv-cache-mb") << 20,
                          .max_running = (uint32_t)ks_config_int(c, "max-running"),
@@ -234,18 +230,20 @@ static int open_engine(ks_app *a, ks_err *err)
     rc = ks_engine_open(&o, &a->engine, err);
     free(generation);
     if (!rc)
-        ks_log(KS_LOG_INFO, "engine", "%s (%s): context %lld tokens (--context), KV cache %s (--kv-dtype)", a->name,
-               a->model.arch, (long long)context, ks_config_str(c, "kv-dtype"));
+        ks_log(KS_LOG_INFO, "engine", "%s (%s): context %u tokens (--context), KV cache %s (--kv-dtype)", a->name,
+               a->model.arch, context, ks_config_str(c, "kv-dtype"));
     return rc;
 }
 
 int ks_app_open(ks_config *c, ks_app *a, ks_err *err)
 {
+    ks_plan plan;
     int rc;
     if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_app_model(a, err)) ||
-        (rc = open_weights(a, err)) || (rc = open_text(a, err)))
+        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)) || (rc = open_weights(a, err)) ||
+        (rc = open_text(a, err)))
         return rc;
-    return open_engine(a, err);
+    return open_engine(a, plan.context, err);
 }
 
 void ks_app_close(ks_app *a)

@@ -80,7 +80,7 @@ int ks_file_read(const char *path, size_t max_bytes, char **ret, size_t *ret_n, 
     }
     text[n] = 0;
     *ret = text;
-    *ret_n = n;
+    if (ret_n) *ret_n = n;
     text = NULL;
 out:
     free(text);

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Whole file, NUL-terminated beyond *ret_n; LIMIT above max_bytes. Free with free(). */
+/* Whole file, NUL-terminated beyond *ret_n (may be NULL); LIMIT above max_bytes. Free with free(). */
 KS_MUST_CHECK int ks_file_read(const char *path, size_t max_bytes, char **ret, size_t *ret_n, ks_err *err);
 /* Writes to a temporary name in the same folder, syncs, renames: never a torn file. */
 KS_MUST_CHECK int ks_file_write(const char *path, const void *p, size_t n, ks_err *err);
