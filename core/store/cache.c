@@ -203,9 +203,14 @@ int ks__cache_open(ks_cache *x, ks_err *err)
     if (x->fd < 0)
         return ks_fail(err, errno == ENOENT ? KS_E_NOTFOUND : KS_E_IO, "cannot open '%s': %s", x->path,
                        strerror(errno));
-    int rc = check_file(x, err);
-    if (rc != 0) close_fd(&x->fd);
-    return rc;
+    return check_file(x, err);
+}
+
+bool ks__cache_replaced(const ks_cache *x)
+{
+    struct stat now, seen;
+    if (stat(x->path, &now) != 0) return false;
+    return x->fd < 0 || fstat(x->fd, &seen) != 0 || seen.st_ino != now.st_ino || seen.st_dev != now.st_dev;
 }
 
 bool ks__cache_is_current(const ks_cache *x)

@@ -39,6 +39,8 @@ void ks__cache_fini(ks_cache *x); /* a zeroed one is fine; unlocks */
 
 /* Opens the finished file and checks its head and table. KS_E_NOTFOUND: there is none; KS_E_FORMAT: it is damaged. */
 KS_MUST_CHECK int ks__cache_open(ks_cache *x, ks_err *err);
+/* True if there is a file now, and it is not the one that ks__cache_open saw. */
+bool ks__cache_replaced(const ks_cache *x);
 /* True if the source's files are untouched since the cache was last found equal to them. */
 bool ks__cache_is_current(const ks_cache *x);
 KS_MUST_CHECK int ks__cache_set_current(const ks_cache *x, ks_err *err);

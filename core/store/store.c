@@ -156,7 +156,8 @@ static int open_cached(ks_store *s, const ks_plan *p, const ks_ckpt *c, const ks
     if (rc == KS_E_NOTFOUND) {
         rc = ks__cache_lock(&cache, err);
         /* Whoever held the lock may have built it. */
-        if (rc == 0) rc = o->rebuild ? KS_E_NOTFOUND : load_or_miss(s, p, c, &cache, o, err);
+        if (rc == 0 && (o->rebuild || !ks__cache_replaced(&cache))) rc = KS_E_NOTFOUND;
+        if (rc == 0) rc = load_or_miss(s, p, c, &cache, o, err);
         if (rc == KS_E_NOTFOUND) {
             rc = ks__cache_begin(&cache, o->rebuild, err);
             if (rc == 0) rc = build_all(s, p, c, &cache, o->pool, err);
