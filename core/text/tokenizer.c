@@ -213,12 +213,41 @@ int ks_tokenizer_load_config(ks_tokenizer *t, const char *config, size_t n, ks_e
 
 /* ---- Opening */
 
-int ks_tokenizer_parse(const char *json, size_t n, const char *config, size_t config_n, ks_tokenizer **ret, ks_err *err)
+/* Reads dir/name if it is there: *ret stays NULL if not. */
+static int read_part(const char *dir, const char *name, size_t max_bytes, char **ret, size_t *ret_n, ks_err *err)
+{
+    char *path = ks_path_join(dir, name);
+    if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory for a path");
+    int rc = ks_file_exists(path) ? ks_file_read(path, max_bytes, ret, ret_n, err) : 0;
+    free(path);
+    return rc;
+}
+
+typedef int (*load_fn)(ks_tokenizer *t, const char *text, size_t n, const char *config, size_t config_n, ks_err *err);
+
+static int load_json(ks_tokenizer *t, const char *text, size_t n, const char *config, size_t config_n, ks_err *err)
+{
+    (void)config; /* names and missing tokens are read for every kind of file */
+    (void)config_n;
+    return ks_tokenizer_load_json(t, text, n, err);
+}
+
+/* The first that is there counts: it is the one that the publisher's own code reads. */
+static const struct {
+    const char *name;
+    load_fn load;
+} sources[] = { { "tokenizer.json", load_json },
+                { "tiktoken.model", ks_tokenizer_load_ranks },
+                { "hy.tiktoken", ks_tokenizer_load_ranks },
+                { "tokenizer.model", ks_tokenizer_load_spm } };
+
+static int load(load_fn fn, const char *text, size_t n, const char *config, size_t config_n, ks_tokenizer **ret,
+                ks_err *err)
 {
     ks_tokenizer *t = NULL;
     int rc = new_tokenizer(&t, err);
     if (rc) return rc;
-    rc = ks_tokenizer_load_json(t, json, n, err);
+    rc = fn(t, text, n, config, config_n, err);
     if (!rc && config) rc = ks_tokenizer_load_config(t, config, config_n, err);
     if (!rc) rc = ks_tokenizer_finish(t, err);
     if (rc)
@@ -228,26 +257,27 @@ int ks_tokenizer_parse(const char *json, size_t n, const char *config, size_t co
     return rc;
 }
 
-/* Reads dir/name if it is there: *ret stays NULL if not. */
-static int read_part(const char *dir, const char *name, char **ret, size_t *ret_n, ks_err *err)
+int ks_tokenizer_parse(const char *json, size_t n, const char *config, size_t config_n, ks_tokenizer **ret, ks_err *err)
 {
-    char *path = ks_path_join(dir, name);
-    if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory for a path");
-    int rc = ks_file_exists(path) ? ks_file_read(path, KS_TOK_FILE_BYTES_MAX, ret, ret_n, err) : 0;
-    free(path);
-    return rc;
+    return load(load_json, json, n, config, config_n, ret, err);
 }
 
 int ks_tokenizer_open(const char *dir, ks_tokenizer **ret, ks_err *err)
 {
-    char *json = NULL, *config = NULL;
-    size_t n = 0, config_n = 0;
-    int rc = read_part(dir, "tokenizer_config.json", &config, &config_n, err);
-    if (!rc) rc = read_part(dir, "tokenizer.json", &json, &n, err);
-    if (!rc && !json) rc = ks_fail(err, KS_E_NOTFOUND, "'%s' has no tokenizer.json", dir);
-    if (!rc && (rc = ks_tokenizer_parse(json, n, config, config_n, ret, err)))
-        (void)ks_err_wrap(err, dir); /* rc is kept */
-    free(json);
+    char *text = NULL, *config = NULL;
+    size_t n = 0, config_n = 0, i = 0;
+    int rc = read_part(dir, "tokenizer_config.json", KS_TOK_CONFIG_BYTES_MAX, &config, &config_n, err);
+    for (; !rc && i < KS_COUNT(sources); i++)
+        if ((rc = read_part(dir, sources[i].name, KS_TOK_FILE_BYTES_MAX, &text, &n, err)) || text) break;
+    if (!rc && !text) {
+        rc = ks_fail(err, KS_E_NOTFOUND,
+                     "'%s' has none of tokenizer.json, tiktoken.model, hy.tiktoken, tokenizer.model", dir);
+    } else if (!rc && (rc = load(sources[i].load, text, n, config, config_n, ret, err))) {
+        char where[256];
+        (void)snprintf(where, sizeof where, "%.180s/%s", dir, sources[i].name);
+        (void)ks_err_wrap(err, where); /* the code stays the same */
+    }
+    free(text);
     free(config);
     return rc;
 }

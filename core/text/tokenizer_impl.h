@@ -12,6 +12,7 @@
 
 /* Limits. Real files: 262,144 ids, 514,906 merges, tokens up to 512 bytes, files up to 40 MB. */
 #define KS_TOK_FILE_BYTES_MAX ((size_t)1 << 28)
+#define KS_TOK_CONFIG_BYTES_MAX ((size_t)1 << 24)
 #define KS_TOK_ID_MAX ((1u << 24) - 1)
 #define KS_TOK_ENTRY_BYTES_MAX 65536u
 #define KS_TOK_ADDED_MAX 1048576u
@@ -113,7 +114,7 @@ typedef struct ks_norm {
     int form;            /* FORM: KS_NFC ... */
     ks_pattern *pattern; /* REPLACE, owned */
     char single;         /* REPLACE: the pattern is this one ASCII character; 0: it is not */
-    char *text;          /* REPLACE, PREPEND: in the tokenizer's arena */
+    const char *text;    /* REPLACE, PREPEND: in the tokenizer's arena, or constant */
     size_t n;
     bool left, right; /* STRIP */
 } ks_norm;
@@ -152,7 +153,7 @@ enum { KS_DEC_REPLACE, KS_DEC_BYTES, KS_DEC_FALLBACK, KS_DEC_FUSE, KS_DEC_STRIP,
 typedef struct ks_dec {
     int type;
     ks_pattern *pattern; /* REPLACE, owned */
-    char *text;          /* REPLACE: what goes in; STRIP, METASPACE: the one character */
+    const char *text;    /* REPLACE: what goes in; STRIP, METASPACE: the one character */
     size_t n;
     uint32_t start, stop; /* STRIP */
     bool keep_first;      /* METASPACE: the first token's marks are spaces, too */
@@ -188,7 +189,7 @@ struct ks_tokenizer {
     char *names[4]; /* bos_token, eos_token, pad_token, unk_token; in the arena */
 };
 
-/* tokenizer_json.c, tokenizer_rank.c: fill an empty t. */
+/* tokenizer_json.c, tokenizer_rank.c, tokenizer_spm.c: fill an empty t. config may be NULL. */
 KS_MUST_CHECK int ks_tokenizer_load_json(ks_tokenizer *t, const char *json, size_t n, ks_err *err);
 KS_MUST_CHECK int ks_tokenizer_load_ranks(ks_tokenizer *t, const char *text, size_t n, const char *config,
                                           size_t config_n, ks_err *err);
