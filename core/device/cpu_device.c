@@ -79,6 +79,7 @@ static const struct {
     [KS_OP_MUL] = { ks__op_mul, "MUL" },
     [KS_OP_SELECT] = { ks__op_select, "SELECT" },
     [KS_OP_TAP] = { ks__op_tap, "TAP" },
+    [KS_OP_CLAMP] = { ks__op_clamp, "CLAMP" },
     [KS_OP_QSCALE] = { ks__op_qscale, "QSCALE" },
 };
 

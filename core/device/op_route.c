@@ -120,9 +120,10 @@ static void route_row(const ks_op *op, const float *z, const float *bias, float 
     }
     float sum = 0;
     for (uint32_t i = 0; i < k; i++) sum += w[i];
-    float f = op->u.route.scale;
+    float f = op->u.route.scale, eps = op->u.route.norm_eps,
+          div = flags & KS_ROUTE_NORM_MIN ? fmaxf(sum, eps) : sum + eps;
     for (uint32_t i = 0; i < k; i++) {
-        float v = flags & KS_ROUTE_NORM ? w[i] / (sum + op->u.route.norm_eps) : w[i];
+        float v = flags & KS_ROUTE_NORM ? w[i] / div : w[i];
         out[i] = (struct pair) { ids[i], v * f };
     }
     sort_pairs(out, k);

@@ -182,3 +182,13 @@ int ks__op_qscale(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     }
     return 0;
 }
+
+int ks__op_clamp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
+{
+    (void)index, (void)err;
+    for (uint32_t r = 0; r < ks__dev_rows(d, (uint32_t)op->in[0]); r++) {
+        float *x = ks__dev_row(d, (uint32_t)op->in[0], r);
+        for (uint32_t i = 0; i < d->regs[op->in[0]].width; i++) x[i] = fminf(fmaxf(x[i], -op->f[0]), op->f[0]);
+    }
+    return 0;
+}

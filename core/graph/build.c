@@ -23,6 +23,19 @@ static void *grow(ks_build *b, void *p, uint32_t n, size_t elem, uint32_t max, c
     return q;
 }
 
+const char *ks__printf(ks_build *b, const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    char *s = n >= 0 && (size_t)n < sizeof text ? ks_arena_strndup(b->arena, text, (size_t)n) : NULL;
+    if (s) return s;
+    ks__cfg_fail(&b->cfg, KS_E_NOMEM, "out of memory for a name of %d bytes", n);
+    return "";
+}
+
 /* ---- registers */
 
 static int16_t add_reg(ks_build *b, const char *name, ks_reg r)
@@ -66,11 +79,8 @@ int16_t ks__view(ks_build *b, const char *name, int16_t base, uint32_t col, uint
 
 const char *ks__tensor(ks_build *b, const char *tensor)
 {
-    char *s = b->layer == KS_NO_LAYER ? ks_arena_printf(b->arena, "%s%s", b->prefix, tensor)
-                                      : ks_arena_printf(b->arena, "%slayers.%u.%s", b->prefix, b->layer, tensor);
-    if (s) return s;
-    ks__cfg_fail(&b->cfg, KS_E_NOMEM, "out of memory for a tensor's name");
-    return "";
+    if (b->layer == KS_NO_LAYER) return ks__printf(b, "%s%s", b->prefix, tensor);
+    return ks__printf(b, "%slayers.%u.%s", b->prefix, b->layer, tensor);
 }
 
 /* A name may be stored plainly, or as what replaces it in a pre-quantized checkpoint. */
@@ -181,14 +191,14 @@ uint32_t ks__state(ks_build *b, ks_state s)
 
 void ks__norm(ks_build *b, const ks_norm *n, int16_t x, int16_t y, const char *tensor, uint32_t width, uint32_t w_width)
 {
-    char name[256];
+    const char *name;
     int32_t weight = -1, bias = -1;
     if (tensor) {
-        (void)snprintf(name, sizeof name, "%s.weight", tensor);
+        name = ks__printf(b, "%s.weight", tensor);
         weight = ks__vector(b, KS_CLS_NORM, name, w_width);
     }
     if (tensor && n->bias) {
-        (void)snprintf(name, sizeof name, "%s.bias", tensor);
+        name = ks__printf(b, "%s.bias", tensor);
         bias = ks__vector(b, KS_CLS_NORM, name, w_width);
     }
     ks_op *op = ks__op(b, KS_OP_NORM);
@@ -219,12 +229,12 @@ ks_op *ks__linear_w(ks_build *b, uint32_t cls, int16_t x, int16_t y, int32_t mat
 void ks__linear(ks_build *b, uint32_t cls, uint32_t flags, int16_t x, int16_t y, const char *tensor, bool bias)
 {
     if (b->cfg.rc) return;
-    char name[256];
+    const char *name;
     uint32_t n_out = b->regs[y].width, n_in = b->regs[x].width;
-    (void)snprintf(name, sizeof name, "%s.weight", tensor);
+    name = ks__printf(b, "%s.weight", tensor);
     int32_t w = ks__matrix(b, cls, flags, name, n_out, n_in), wb = -1;
     if (bias) {
-        (void)snprintf(name, sizeof name, "%s.bias", tensor);
+        name = ks__printf(b, "%s.bias", tensor);
         wb = ks__vector(b, cls, name, n_out);
     }
     ks__linear_w(b, cls, x, y, w, wb);

@@ -45,6 +45,9 @@ typedef struct ks_arch {
     const char *models; /* well-known checkpoints, for docs/models.md */
 } ks_arch;
 
+/* Text in the arena; "" after a failure. */
+KS_PRINTF(2, 3) const char *ks__printf(ks_build *b, const char *fmt, ...);
+
 /* ---- registers: made at first use, found again by name and width */
 int16_t ks__reg(ks_build *b, const char *name, uint32_t width);
 int16_t ks__reg_out(ks_build *b, const char *name, uint32_t width); /* indexed by logit row */
@@ -90,6 +93,11 @@ uint32_t ks__act(ks_build *b, const char *field, const char *dflt); /* KS_ACT_ o
 /* layer_types and the like: n names per layer; returns the index of each in `names` (NULL-terminated). NULL: absent. */
 const uint8_t *ks__layer_kinds(ks_build *b, const char *field, const char *const *names);
 
+/* num_local_experts, n_routed_experts or num_experts; 0: none. */
+uint32_t ks__cfg_experts(ks_build *b);
+/* mlp_only_layers and decoder_sparse_step: has this layer experts? */
+bool ks__sparse_layer(ks_build *b, uint32_t n_experts);
+
 /* ---- rotary tables (rope.c) */
 typedef struct ks_rope {
     uint32_t kind, rot_dim, rot_begin; /* KS_ROPE_ */
@@ -101,6 +109,20 @@ typedef struct ks_rope {
 ks_rope ks__rope_read(ks_build *b, uint32_t dim, double theta, double partial);
 void ks__rope(ks_build *b, const ks_rope *r, int16_t x, uint32_t n_heads, uint32_t head_dim);
 
+/* ---- layers (common.c): what all have in common, with two holes. The holes get the normed input and return a register
+ * of width d, which is added to the residual. */
+typedef int16_t (*ks_hole_fn)(ks_build *b, void *ctx, int16_t h);
+typedef struct ks_stack {
+    ks_norm norm;
+    const char *norm_mixer, *norm_ffn, *norm_last; /* NULL: input_layernorm, post_attention_layernorm, norm */
+    const char *after_mixer, *after_ffn;           /* norms of the holes' results; NULL: none */
+    float embed_scale, residual, logit_scale;      /* 0: 1 */
+    bool head_bias;
+    ks_hole_fn mixer, ffn;
+    void *ctx;
+} ks_stack;
+void ks__stack(ks_build *b, const ks_stack *s);
+
 /* ---- attention over a KV cache (gqa.c) */
 typedef struct ks_gqa {
     const char *q, *k, *v, *o;   /* tensors without ".weight"; NULL: self_attn.q_proj ... */
@@ -108,6 +130,7 @@ typedef struct ks_gqa {
     ks_norm norm;
     bool norm_whole;                  /* the norm spans all heads */
     bool norm_after_rope, norm_plain; /* plain: no weight, q_norm and k_norm are not read */
+    float clip;                       /* of q, k, v after their norms; 0: none */
     bool bias_qkv, bias_o;
     bool gated;       /* q_proj has a gate beside each head: o *= sigmoid(gate) */
     const char *gate; /* a projection of its own for the gate */
@@ -124,11 +147,13 @@ typedef struct ks_mlp {
     const char *gate, *up, *down; /* tensors without ".weight", relative to the block's name; NULL: gate_proj ... */
     uint32_t n_ff, act;
     float limit, alpha;
+    bool bias; /* of all three; MLP only */
 } ks_mlp;
 /* block: "mlp", "mlp.shared_expert". cls: KS_CLS_DENSE or SHARED. */
 int16_t ks__mlp(ks_build *b, uint32_t cls, const char *block, const ks_mlp *m, int16_t x);
-/* x += sigmoid(block_gate . h) * mlp(h) */
-void ks__shared_gated(ks_build *b, const char *block, const ks_mlp *m, int16_t h, int16_t x);
+/* sum += mlp(h), nothing where n_ff is 0; and sum += sigmoid(block_gate . h) * mlp(h). */
+void ks__shared(ks_build *b, const char *block, const ks_mlp *m, int16_t h, int16_t sum);
+void ks__shared_gated(ks_build *b, const char *block, const ks_mlp *m, int16_t h, int16_t sum);
 
 typedef struct ks_moe {
     const char *block;      /* "mlp" */

@@ -51,6 +51,25 @@ void ks__common(ks_build *b)
                      b->n_heads, b->n_kv_heads);
 }
 
+uint32_t ks__cfg_experts(ks_build *b)
+{
+    static const char *const names[] = { "num_experts", "n_routed_experts", "num_local_experts" };
+    uint32_t n = 0;
+    for (size_t i = 0; i < KS_COUNT(names); i++) n = ks__cfg_u32_or(&b->cfg, names[i], n, 0, KS_EXPERTS_MAX);
+    return n;
+}
+
+bool ks__sparse_layer(ks_build *b, uint32_t n_experts)
+{
+    ks_cfg *c = &b->cfg;
+    uint32_t step = ks__cfg_u32_or(c, "decoder_sparse_step", 1, 1, KS_LAYERS_MAX);
+    const ks_cfg_node *dense = ks__cfg_get(c, "mlp_only_layers", KS_CFG_ARRAY);
+    for (uint32_t i = 0; dense && i < ks__cfg_len(c, dense); i++)
+        if (ks__cfg_elem_u32(c, "mlp_only_layers", ks__cfg_elem(c, dense, i), 0, KS_LAYERS_MAX) == b->layer)
+            return false;
+    return n_experts > 0 && (b->layer + 1) % step == 0;
+}
+
 int16_t ks__embed(ks_build *b, float scale)
 {
     int16_t x = ks__reg(b, "x", b->d);
@@ -116,4 +135,33 @@ const uint8_t *ks__layer_kinds(ks_build *b, const char *field, const char *const
         kinds[i] = (uint8_t)k;
     }
     return kinds;
+}
+
+static const char *or_name(const char *s, const char *dflt)
+{
+    return s ? s : dflt;
+}
+
+static float or_one(float f)
+{
+    return f != 0 ? f : 1.0f;
+}
+
+void ks__stack(ks_build *b, const ks_stack *s)
+{
+    const char *mixer = or_name(s->norm_mixer, "input_layernorm"),
+               *ffn = or_name(s->norm_ffn, "post_attention_layernorm");
+    int16_t x = ks__embed(b, or_one(s->embed_scale)), h = ks__reg(b, "h", b->d), y;
+    for (b->layer = 0; b->layer < b->n_layers && !b->cfg.rc; b->layer++) {
+        ks__norm(b, &s->norm, x, h, mixer, b->d, b->d);
+        y = s->mixer(b, s->ctx, h);
+        if (s->after_mixer) ks__norm(b, &s->norm, y, y, s->after_mixer, b->d, b->d);
+        ks__add(b, x, y, x, 1, or_one(s->residual));
+        ks__norm(b, &s->norm, x, h, ffn, b->d, b->d);
+        y = s->ffn(b, s->ctx, h);
+        if (s->after_ffn) ks__norm(b, &s->norm, y, y, s->after_ffn, b->d, b->d);
+        ks__add(b, x, y, x, 1, or_one(s->residual));
+        if (b->layer + 1 < b->n_layers) ks__tap(b, x, b->layer + 1);
+    }
+    ks__head(b, &s->norm, or_name(s->norm_last, "norm"), x, or_one(s->logit_scale), 0, s->head_bias);
 }

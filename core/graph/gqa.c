@@ -4,13 +4,21 @@
 #include "base/base.h"
 #include <math.h>
 
-/* q and k: projection, then norm and rotation in the family's order. */
+static void clamp(ks_build *b, int16_t x, float limit)
+{
+    ks_op *op = ks__op(b, KS_OP_CLAMP);
+    op->in[0] = op->out[0] = x;
+    op->f[0] = limit;
+}
+
+/* q and k after their projection: norm, limits and rotation in the family's order. */
 static void shape_heads(ks_build *b, const ks_gqa *a, const ks_rope *rope, int16_t x, const char *norm,
                         uint32_t n_heads)
 {
     uint32_t hd = b->head_dim, width = a->norm_whole ? n_heads * hd : hd;
     bool with_norm = norm || a->norm_plain;
     if (with_norm && !a->norm_after_rope) ks__norm(b, &a->norm, x, x, norm, width, width);
+    if (a->clip != 0) clamp(b, x, a->clip);
     if (rope) ks__rope(b, rope, x, n_heads, hd);
     if (with_norm && a->norm_after_rope) ks__norm(b, &a->norm, x, x, norm, width, width);
 }
@@ -19,10 +27,10 @@ static void shape_heads(ks_build *b, const ks_gqa *a, const ks_rope *rope, int16
 static void gated_q(ks_build *b, const ks_gqa *a, const char *tensor, int16_t x, int16_t y)
 {
     uint32_t hd = b->head_dim, n = b->n_heads * hd;
-    char name[256];
+    const char *name;
     int32_t bias = -1;
     ks_wpart parts[2];
-    (void)snprintf(name, sizeof name, "%s.weight", tensor);
+    name = ks__printf(b, "%s.weight", tensor);
     for (uint32_t i = 0; i < 2; i++) {
         parts[i] = ks__rows(b, name, i * hd, n);
         parts[i].row_block = hd;
@@ -31,7 +39,7 @@ static void gated_q(ks_build *b, const ks_gqa *a, const char *tensor, int16_t x,
     ks_wspec s = { .cls = KS_CLS_ATTN, .n_out = 2 * n, .n_in = b->d, .with = -1 };
     int32_t w = ks__weight(b, name, s, parts, 2);
     if (a->bias_qkv) {
-        (void)snprintf(name, sizeof name, "%s.bias", tensor);
+        name = ks__printf(b, "%s.bias", tensor);
         for (uint32_t i = 0; i < 2; i++) parts[i].tensor = ks__tensor(b, name);
         ks_wspec sb = { .cls = KS_CLS_ATTN, .flags = KS_WSPEC_VECTOR, .n_out = 1, .n_in = 2 * n, .with = -1 };
         bias = ks__weight(b, name, sb, parts, 2);
@@ -78,6 +86,7 @@ int16_t ks__gqa(ks_build *b, const ks_gqa *a, const ks_rope *rope, int16_t x)
     if (a->gate) ks__linear(b, KS_CLS_ATTN, 0, x, gate, a->gate, false);
     shape_heads(b, a, rope, q, a->q_norm, b->n_heads);
     shape_heads(b, a, rope, k, a->k_norm, b->n_kv_heads);
+    if (a->clip != 0) clamp(b, v, a->clip);
     if (a->temp_floor != 0) {
         ks_op *op = ks__op(b, KS_OP_QSCALE);
         op->in[0] = op->out[0] = q;

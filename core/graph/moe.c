@@ -22,23 +22,38 @@ static void set_mlp(ks_op *op, const ks_mlp *m, uint32_t n_experts, uint32_t k)
 static void add_bank(ks_build *b, uint32_t cls, const char *block, uint32_t n_mat, uint32_t n_ff, const ks_wpart gu[2],
                      ks_wpart down, int32_t ret_w[2])
 {
-    char name[256];
+    const char *name;
     ks_wspec g = {
         .cls = cls, .flags = KS_WSPEC_PAIR, .n_mat = n_mat, .n_out = 2 * ceil16(n_ff), .n_in = b->d, .with = -1
     };
     ks_wspec d = { .cls = cls, .n_mat = n_mat, .n_out = b->d, .n_in = n_ff, .with = -1 };
     if (n_mat > 1) g.with = (int32_t)b->n_specs + 1;
-    (void)snprintf(name, sizeof name, "%s.gate_up", block);
+    name = ks__printf(b, "%s.gate_up", block);
     ret_w[0] = ks__weight(b, name, g, gu, 2);
-    (void)snprintf(name, sizeof name, "%s.down", block);
+    name = ks__printf(b, "%s.down", block);
     ret_w[1] = ks__weight(b, name, d, &down, 1);
 }
 
 static ks_wpart part_of(ks_build *b, const char *block, const char *leaf, const char *dflt, uint32_t rows)
 {
-    char name[256];
-    (void)snprintf(name, sizeof name, "%s.%s.weight", block, leaf ? leaf : dflt);
+    const char *name;
+    name = ks__printf(b, "%s.%s.weight", block, leaf ? leaf : dflt);
     return ks__rows(b, name, 0, rows);
+}
+
+/* Biases of gate_proj, up_proj and down_proj. */
+static void mlp_bias(ks_build *b, uint32_t cls, const char *block, const ks_mlp *m, int32_t ret_w[2])
+{
+    static const char *const names[] = { "gate_proj.bias", "up_proj.bias", "down_proj.bias" };
+    const char *name[3];
+    ks_wpart gu[2];
+    for (uint32_t i = 0; i < 3; i++) name[i] = ks__printf(b, "%s.%s", block, names[i]);
+    for (uint32_t i = 0; i < 2; i++) gu[i] = ks__rows(b, name[i], 0, m->n_ff);
+    ks_wspec s = {
+        .cls = cls, .flags = KS_WSPEC_VECTOR | KS_WSPEC_PAIR, .n_out = 1, .n_in = 2 * ceil16(m->n_ff), .with = -1
+    };
+    ret_w[0] = ks__weight(b, name[0], s, gu, 2);
+    ret_w[1] = ks__vector(b, cls, name[2], b->d);
 }
 
 int16_t ks__mlp(ks_build *b, uint32_t cls, const char *block, const ks_mlp *m, int16_t x)
@@ -47,12 +62,16 @@ int16_t ks__mlp(ks_build *b, uint32_t cls, const char *block, const ks_mlp *m, i
     int32_t w[2];
     ks_wpart gu[2] = { part_of(b, block, m->gate, "gate_proj", m->n_ff), part_of(b, block, m->up, "up_proj", m->n_ff) };
     add_bank(b, cls, block, 1, m->n_ff, gu, part_of(b, block, m->down, "down_proj", b->d), w);
+    int32_t bias[2] = { -1, -1 };
+    if (m->bias) mlp_bias(b, cls, block, m, bias);
     ks_op *op = ks__op(b, KS_OP_MLP);
     op->cls = (uint16_t)cls;
     op->in[0] = x;
     op->out[0] = y;
     op->w[0] = w[0];
     op->w[1] = w[1];
+    op->w[2] = bias[0];
+    op->w[3] = bias[1];
     set_mlp(op, m, 1, 1);
     return y;
 }
@@ -82,16 +101,15 @@ static void stacked(ks_build *b, const ks_moe *m, const char *gate_up, const cha
 
 static void read_experts(ks_build *b, const ks_moe *m, int32_t w[4])
 {
-    char base[160], fused[200], fused_down[200], one[256];
+    const char *base, *fused, *fused_down, *one;
     ks_wpart gu[2], down;
-    (void)snprintf(base, sizeof base, "%s.%s", m->block, m->experts ? m->experts : "experts");
-    (void)snprintf(fused, sizeof fused, "%s.%s", m->fused ? m->block : base, m->fused ? m->fused : "gate_up_proj");
-    (void)snprintf(fused_down, sizeof fused_down, "%s.%s", m->fused ? m->block : base,
-                   m->fused ? m->fused_down : "down_proj");
+    base = ks__printf(b, "%s.%s", m->block, m->experts ? m->experts : "experts");
+    fused = ks__printf(b, "%s.%s", m->fused ? m->block : base, m->fused ? m->fused : "gate_up_proj");
+    fused_down = ks__printf(b, "%s.%s", m->fused ? m->block : base, m->fused ? m->fused_down : "down_proj");
     if (ks__has(b, fused)) {
         stacked(b, m, fused, fused_down, gu, &down);
     } else {
-        (void)snprintf(one, sizeof one, "%s.{}", base);
+        one = ks__printf(b, "%s.{}", base);
         gu[0] = part_of(b, one, m->e.gate, "gate_proj", m->e.n_ff);
         gu[1] = part_of(b, one, m->e.up, "up_proj", m->e.n_ff);
         down = part_of(b, one, m->e.down, "down_proj", b->d);
@@ -99,7 +117,7 @@ static void read_experts(ks_build *b, const ks_moe *m, int32_t w[4])
     add_bank(b, KS_CLS_EXPERT, base, m->n_experts, m->e.n_ff, gu, down, w);
     w[2] = w[3] = -1;
     if (!m->biases) return;
-    (void)snprintf(one, sizeof one, "%s.gate_up_proj_bias", base);
+    one = ks__printf(b, "%s.gate_up_proj_bias", base);
     for (uint32_t i = 0; i < 2; i++) {
         gu[i] = ks__rows(b, one, m->fused_interleaved ? i : i * m->e.n_ff, m->e.n_ff);
         if (!m->fused_interleaved) continue;
@@ -113,7 +131,7 @@ static void read_experts(ks_build *b, const ks_moe *m, int32_t w[4])
                    .n_in = 2 * ceil16(m->e.n_ff),
                    .with = -1 };
     w[2] = ks__weight(b, one, s, gu, 2);
-    (void)snprintf(one, sizeof one, "%s.down_proj_bias", base);
+    one = ks__printf(b, "%s.down_proj_bias", base);
     down = ks__rows(b, one, 0, b->d);
     s.flags = KS_WSPEC_VECTOR;
     s.n_in = b->d;
@@ -139,12 +157,12 @@ static void check_moe(ks_build *b, const ks_moe *m)
 
 int16_t ks__moe(ks_build *b, const ks_moe *m, int16_t x)
 {
-    char router[200];
+    const char *router;
     check_moe(b, m);
     int16_t logits = ks__reg(b, "router", m->n_experts), route = ks__reg_kind(b, "route", KS_REG_ROUTE, m->k),
             y = ks__reg(b, "y", b->d);
     b->n_experts = KS_MAX(b->n_experts, m->n_experts);
-    (void)snprintf(router, sizeof router, "%s.%s", m->block, m->router ? m->router : "gate");
+    router = ks__printf(b, "%s.%s", m->block, m->router ? m->router : "gate");
     ks__linear(b, KS_CLS_ROUTER, KS_WSPEC_EXACT, x, logits, router, m->router_bias);
     int32_t correction = m->correction ? ks__vector(b, KS_CLS_ROUTER, m->correction, m->n_experts) : -1, w[4];
 
@@ -175,13 +193,17 @@ int16_t ks__moe(ks_build *b, const ks_moe *m, int16_t x)
     return y;
 }
 
-/* x += sigmoid(h . g) * shared(h), the gate being one number a row. */
-void ks__shared_gated(ks_build *b, const char *block, const ks_mlp *m, int16_t h, int16_t x)
+void ks__shared_gated(ks_build *b, const char *block, const ks_mlp *m, int16_t h, int16_t sum)
 {
-    char gate[200];
+    const char *gate;
     int16_t g = ks__reg(b, "shared_gate", 1), y = ks__mlp(b, KS_CLS_SHARED, block, m, h);
-    (void)snprintf(gate, sizeof gate, "%s_gate", block);
+    gate = ks__printf(b, "%s_gate", block);
     ks__linear(b, KS_CLS_SHARED, KS_WSPEC_EXACT, h, g, gate, false);
     ks__mul(b, y, g, y, KS_ACT1_SIGMOID, 0);
-    ks__add(b, x, y, x, 1, 1);
+    ks__add(b, sum, y, sum, 1, 1);
+}
+
+void ks__shared(ks_build *b, const char *block, const ks_mlp *m, int16_t h, int16_t sum)
+{
+    if (m->n_ff) ks__add(b, sum, ks__mlp(b, KS_CLS_SHARED, block, m, h), sum, 1, 1);
 }

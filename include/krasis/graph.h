@@ -33,6 +33,7 @@
 #define KS_OP_TAP 16u      /* x                                                   i[0] index of the hidden state */
 #define KS_OP_QSCALE 17u   /* x               x                                   f[0] scale, f[1] floor: x *= 1 + scale *
                               log(floor((pos + 1) / floor) + 1)   (llama4 temperature tuning) */
+#define KS_OP_CLAMP 18u    /* x               x                                   f[0]: to -f[0] .. f[0] */
 
 #define KS_ACT1_NONE 0u
 #define KS_ACT1_SIGMOID 1u
@@ -46,6 +47,7 @@
 #define KS_ROUTE_LATE 2u       /* select on raw logits, softmax (or sigmoid) over the selected only */
 #define KS_ROUTE_GROUP_TOP2 4u /* score of a group: sum of its two largest (else its largest) */
 #define KS_ROUTE_SPARSEMIX 8u  /* phimoe: two successive masked softmaxes, f: jitter */
+#define KS_ROUTE_NORM_MIN 16u  /* with NORM: divide by the larger of the sum and norm_eps */
 
 typedef struct ks_op {
     uint16_t kind, layer; /* layer: of the model, 0xffff outside */
