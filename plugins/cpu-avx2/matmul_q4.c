@@ -38,19 +38,15 @@ KS_INLINE void tile_at(const ks_matmul_args *a, uint32_t r0, uint32_t rows, tile
     }
 }
 
-/* Eight columns of eight rows: 32 bytes of nibbles to columns 0..3 (lo) and 4..7 (hi). */
-KS_INLINE void unpack(const uint8_t *p, int mx, __m256i *lo, __m256i *hi)
+/* Four columns of eight rows out of 32 bytes of nibbles: columns 0..3 of 8, or 4..7. */
+KS_INLINE __m256i unpack(const uint8_t *p, uint32_t high, int mx)
 {
-    const __m256i low4 = _mm256_set1_epi8(15);
-    __m256i b = _mm256_loadu_si256((const __m256i *)p);
-    *lo = _mm256_and_si256(b, low4);
-    *hi = _mm256_and_si256(_mm256_srli_epi16(b, 4), low4);
-    if (mx) {
-        const __m256i table =
-            _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-        *lo = _mm256_shuffle_epi8(table, *lo);
-        *hi = _mm256_shuffle_epi8(table, *hi);
-    }
+    __m256i b = _mm256_load_si256((const __m256i *)p);
+    b = _mm256_and_si256(high ? _mm256_srli_epi16(b, 4) : b, _mm256_set1_epi8(15));
+    if (!mx) return b;
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    return _mm256_shuffle_epi8(table, b);
 }
 
 /* sum += u * q for 4 columns of 16 output rows and `rows` activation rows. */
@@ -77,22 +73,15 @@ KS_INLINE void run_step(const uint8_t *w, int packed, int mx, const tile *t, uin
 {
     __m256i sum[TILE][2];
     for (uint32_t m = 0; m < rows; m++) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
-    for (uint32_t i = 0; i < (mx ? 2u : 4u); i++, k += 8) {
-        __m256i lo0, lo1, hi0, hi1;
-        if (packed) {
-            prefetch(w + PREFETCH_BYTES);
-            unpack(w, mx, &lo0, &hi0);
-            unpack(w + 32, mx, &lo1, &hi1);
-            w += 64;
-        } else {
-            lo0 = _mm256_load_si256((const __m256i *)w);
-            lo1 = _mm256_load_si256((const __m256i *)(w + 32));
-            hi0 = _mm256_load_si256((const __m256i *)(w + 64));
-            hi1 = _mm256_load_si256((const __m256i *)(w + 96));
-            w += 128;
+    for (uint32_t i = 0; i < (mx ? 2u : 4u); i++) {
+        if (packed) prefetch(w + PREFETCH_BYTES);
+        for (uint32_t high = 0; high < 2; high++, k += 4) {
+            const __m256i *bytes = (const __m256i *)(w + 64 * high);
+            __m256i u0 = packed ? unpack(w, high, mx) : _mm256_load_si256(bytes);
+            __m256i u1 = packed ? unpack(w + 32, high, mx) : _mm256_load_si256(bytes + 1);
+            quad_step(u0, u1, t, rows, k, sum);
         }
-        quad_step(lo0, lo1, t, rows, k, sum);
-        quad_step(hi0, hi1, t, rows, k + 4, sum);
+        w += packed ? 64 : 128;
     }
     widen(sum, rows, isum);
 }
@@ -153,13 +142,9 @@ KS_INLINE void few_rows(const job *j, uint32_t s, uint32_t rows, int mx)
 KS_INLINE void unpack_block(const uint8_t *p, uint32_t n_k, int mx, uint8_t *dst)
 {
     for (uint32_t k = 0; k < n_k; k += 8, p += 64, dst += 128) {
-        __m256i lo, hi;
         prefetch(p + PREFETCH_BYTES);
-        for (uint32_t v = 0; v < 2; v++) {
-            unpack(p + 32 * v, mx, &lo, &hi);
-            _mm256_store_si256((__m256i *)(dst + 32 * v), lo);
-            _mm256_store_si256((__m256i *)(dst + 64 + 32 * v), hi);
-        }
+        for (uint32_t i = 0; i < 4; i++)
+            _mm256_store_si256((__m256i *)(dst + 32 * i), unpack(p + 32 * (i % 2), i / 2, mx));
     }
 }
 
@@ -185,7 +170,12 @@ KS_INLINE void many_rows(const job *j, uint32_t s, uint32_t r0, uint32_t rows, i
         uint32_t k1 = k0 + BLOCK_K < j->n_in ? k0 + BLOCK_K : j->n_in, m = 0;
         unpack_block(j->strip + (size_t)k0 * 8, k1 - k0, mx, scratch);
         for (; m + TILE <= rows; m += TILE) block_tile(j, scratch, r0 + m, TILE, k0, k1, mx, sums + 16 * m);
-        for (; m < rows; m++) block_tile(j, scratch, r0 + m, 1, k0, k1, mx, sums + 16 * m);
+        switch (rows - m) {
+        case 1: block_tile(j, scratch, r0 + m, 1, k0, k1, mx, sums + 16 * m); break;
+        case 2: block_tile(j, scratch, r0 + m, 2, k0, k1, mx, sums + 16 * m); break;
+        case 3: block_tile(j, scratch, r0 + m, 3, k0, k1, mx, sums + 16 * m); break;
+        default: break;
+        }
     }
     for (uint32_t m = 0; m < rows; m++)
         store_16(j->a, r0 + m, s, _mm256_load_ps(sums + 16 * m), _mm256_load_ps(sums + 16 * m + 8));
