@@ -6,7 +6,7 @@
  * limit is 32,767. We use eight (32 columns) and four (16 columns). The offset is taken back once a group
  * with the sums that come with the activations: dot(u - c, q) = dot(u, q) - c * sum(q).
  *
- * Up to 4 rows: nibbles are unpacked in registers while they stream from memory. More: a block of 512 columns
+ * Up to 2 rows: nibbles are unpacked in registers while they stream from memory. More: a block of 512 columns
  * of a strip is unpacked once into scratch (8 KiB, stays in L1) and used by up to 64 rows in tiles of 4. */
 #include "tile.h"
 
@@ -73,15 +73,13 @@ KS_INLINE void run_step(const uint8_t *w, int packed, int mx, const tile *t, uin
 {
     __m256i sum[TILE][2];
     for (uint32_t m = 0; m < rows; m++) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
-    for (uint32_t i = 0; i < (mx ? 2u : 4u); i++) {
+    for (uint32_t i = 0; i < (mx ? 2u : 4u); i++, k += 8, w += packed ? 64 : 128) {
+        __m256i u[4]; /* rows 0..7 and 8..15 of columns 0..3, then of 4..7 */
+        for (uint32_t v = 0; v < 4; v++)
+            u[v] = packed ? unpack(w + 32 * (v % 2), v / 2, mx) : _mm256_load_si256((const __m256i *)(w + 32 * v));
         if (packed) prefetch(w + PREFETCH_BYTES);
-        for (uint32_t high = 0; high < 2; high++, k += 4) {
-            const __m256i *bytes = (const __m256i *)(w + 64 * high);
-            __m256i u0 = packed ? unpack(w, high, mx) : _mm256_load_si256(bytes);
-            __m256i u1 = packed ? unpack(w + 32, high, mx) : _mm256_load_si256(bytes + 1);
-            quad_step(u0, u1, t, rows, k, sum);
-        }
-        w += packed ? 64 : 128;
+        quad_step(u[0], u[1], t, rows, k, sum);
+        quad_step(u[2], u[3], t, rows, k + 4, sum);
     }
     widen(sum, rows, isum);
 }
@@ -192,8 +190,6 @@ KS_INLINE void matmul(const ks_matmul_args *a, uint32_t begin, uint32_t end, voi
         switch (a->n_rows) {
         case 1: few_rows(&j, s, 1, mx); break;
         case 2: few_rows(&j, s, 2, mx); break;
-        case 3: few_rows(&j, s, 3, mx); break;
-        case 4: few_rows(&j, s, 4, mx); break;
         default:
             for (uint32_t r = 0; r < a->n_rows; r += CHUNK)
                 many_rows(&j, s, r, a->n_rows - r < CHUNK ? a->n_rows - r : CHUNK, mx, scratch);
