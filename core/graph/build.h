@@ -95,6 +95,8 @@ const uint8_t *ks__layer_kinds(ks_build *b, const char *field, const char *const
 
 /* num_local_experts, n_routed_experts or num_experts; 0: none. */
 uint32_t ks__cfg_experts(ks_build *b);
+/* n shared experts are one MLP of that many widths. */
+uint32_t ks__wide(ks_build *b, uint32_t n, uint32_t n_ff);
 /* mlp_only_layers and decoder_sparse_step: has this layer experts? */
 bool ks__sparse_layer(ks_build *b, uint32_t n_experts);
 

@@ -59,6 +59,14 @@ uint32_t ks__cfg_experts(ks_build *b)
     return n;
 }
 
+uint32_t ks__wide(ks_build *b, uint32_t n, uint32_t n_ff)
+{
+    uint32_t width;
+    if (!__builtin_mul_overflow(n, n_ff, &width) && width <= KS_DIM_MAX) return width;
+    ks__cfg_fail(&b->cfg, KS_E_LIMIT, "%u shared experts of width %u are wider than %u together", n, n_ff, KS_DIM_MAX);
+    return 0;
+}
+
 bool ks__sparse_layer(ks_build *b, uint32_t n_experts)
 {
     ks_cfg *c = &b->cfg;

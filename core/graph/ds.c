@@ -3,24 +3,13 @@
 
 #include "base/base.h"
 
-/* The number of shared experts, under either name. They are one MLP of that many widths. */
-static uint32_t shared_width(ks_build *b, uint32_t n_ff)
-{
-    ks_cfg *c = &b->cfg;
-    uint32_t n = ks__cfg_u32_or(c, "n_shared_experts", ks__cfg_u32_or(c, "num_shared_experts", 0, 0, 1024), 0, 1024),
-             width;
-    if (!__builtin_mul_overflow(n, n_ff, &width) && width <= KS_DIM_MAX) return width;
-    ks__cfg_fail(c, KS_E_LIMIT, "%u shared experts of width %u are too wide", n, n_ff);
-    return 0;
-}
-
 void ks__ds_read(ks_build *b, ks_ds *ret)
 {
     static const char *const kinds[] = { "dense", "sparse", NULL };
     ks_cfg *c = &b->cfg;
     uint32_t n_ff = ks__cfg_u32(c, "moe_intermediate_size", 1, KS_DIM_MAX);
     *ret = (ks_ds) { .dense = { .n_ff = ks__cfg_u32(c, "intermediate_size", 1, KS_DIM_MAX), .act = b->act },
-                     .shared = { .n_ff = shared_width(b, n_ff), .act = b->act } };
+                     .shared = { .n_ff = ks__wide(b, n_shared, n_ff), .act = b->act } };
     ret->moe = (ks_moe) { .block = "mlp",
                           .correction = "mlp.gate.e_score_correction_bias",
                           .n_experts = ks__cfg_experts(b),
