@@ -79,6 +79,8 @@ static const struct {
     [KS_OP_MUL] = { ks__op_mul, "MUL" },
     [KS_OP_SELECT] = { ks__op_select, "SELECT" },
     [KS_OP_TAP] = { ks__op_tap, "TAP" },
+    [KS_OP_CONV] = { ks__op_conv, "CONV" },
+    [KS_OP_DELTA] = { ks__op_delta, "DELTA" },
     [KS_OP_CLAMP] = { ks__op_clamp, "CLAMP" },
     [KS_OP_QSCALE] = { ks__op_qscale, "QSCALE" },
 };
@@ -212,6 +214,7 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
     switch (op->kind) {
     case KS_OP_ATTN: n->units = KS_MAX(n->units, op->u.attn.n_kv_heads); break;
     case KS_OP_ROUTE: n->scratch = KS_MAX(n->scratch, (size_t)op->u.route.n_experts * 16); break;
+    case KS_OP_DELTA: n->scratch = KS_MAX(n->scratch, op->u.delta.d_v * sizeof(float)); break;
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
         n->pairs = KS_MAX(n->pairs, rows * op->u.mlp.k);

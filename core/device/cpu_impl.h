@@ -112,6 +112,8 @@ int ks__op_add(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_mul(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_select(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_tap(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_conv(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_delta(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_clamp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_qscale(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 

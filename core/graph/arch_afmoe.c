@@ -42,7 +42,8 @@ void ks__arch_afmoe(ks_build *b)
     a.attn = (ks_gqa) { .q_norm = "self_attn.q_norm", .k_norm = "self_attn.k_norm", .gate = "self_attn.gate_proj" };
     ks__cfg_off(c, "attention_bias");
     a.dense = (ks_mlp) { .n_ff = ks__cfg_u32(c, "intermediate_size", 1, KS_DIM_MAX), .act = b->act };
-    a.shared = (ks_mlp) { .n_ff = ks__wide(b, ks__cfg_u32_or(c, "num_shared_experts", 2, 0, 1024), n_ff), .act = b->act };
+    a.shared =
+        (ks_mlp) { .n_ff = ks__wide(b, ks__cfg_u32_or(c, "num_shared_experts", 2, 0, 1024), n_ff), .act = b->act };
     a.moe = (ks_moe) { .block = "mlp",
                        .router = "router.gate",
                        .correction = "mlp.expert_bias",

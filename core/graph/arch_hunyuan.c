@@ -9,7 +9,6 @@ struct hunyuan {
     ks_rope rope;
     ks_moe moe;
     ks_mlp shared;
-    uint32_t n_shared;
 };
 
 /* A field that is one number for all layers, or a list with one for each. */

@@ -260,6 +260,23 @@ void ks__mul(ks_build *b, int16_t x, int16_t y, int16_t z, uint32_t act, uint32_
     op->i[1] = (int32_t)per_head;
 }
 
+void ks__conv(ks_build *b, int16_t x, int16_t y, const char *tensor, uint32_t width, uint32_t act, bool bias)
+{
+    if (b->cfg.rc) return;
+    uint32_t n = b->regs[x].width;
+    int32_t w = ks__vector(b, KS_CLS_OTHER, ks__printf(b, "%s.weight", tensor), n * width);
+    int32_t wb = bias ? ks__vector(b, KS_CLS_OTHER, ks__printf(b, "%s.bias", tensor), n) : -1;
+    uint32_t state = ks__state(b, (ks_state) { .kind = KS_STATE_RECURRENT, .floats = n * (width - 1) });
+    ks_op *op = ks__op(b, KS_OP_CONV);
+    op->in[0] = x;
+    op->out[0] = y;
+    op->w[0] = w;
+    op->w[1] = wb;
+    op->state = (int32_t)state;
+    op->u.conv.width = width;
+    op->u.conv.act = act;
+}
+
 void ks__tap(ks_build *b, int16_t x, uint32_t index)
 {
     ks_op *op = ks__op(b, KS_OP_TAP);

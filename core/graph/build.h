@@ -83,6 +83,8 @@ void ks__linear(ks_build *b, uint32_t cls, uint32_t flags, int16_t x, int16_t y,
 ks_op *ks__linear_w(ks_build *b, uint32_t cls, int16_t x, int16_t y, int32_t matrix, int32_t bias);
 void ks__add(ks_build *b, int16_t x, int16_t y, int16_t z, float fx, float fy); /* z = fx x + fy y */
 void ks__mul(ks_build *b, int16_t x, int16_t y, int16_t z, uint32_t act, uint32_t per_head);
+/* Causal, one filter a channel, over the sequence; tensor without ".weight". */
+void ks__conv(ks_build *b, int16_t x, int16_t y, const char *tensor, uint32_t width, uint32_t act, bool bias);
 void ks__tap(ks_build *b, int16_t x, uint32_t index);
 
 /* ---- what most families share (common.c) */

@@ -8,6 +8,8 @@ void ks__ds_read(ks_build *b, ks_ds *ret)
     static const char *const kinds[] = { "dense", "sparse", NULL };
     ks_cfg *c = &b->cfg;
     uint32_t n_ff = ks__cfg_u32(c, "moe_intermediate_size", 1, KS_DIM_MAX);
+    uint32_t n_shared =
+        ks__cfg_u32_or(c, "n_shared_experts", ks__cfg_u32_or(c, "num_shared_experts", 0, 0, 1024), 0, 1024);
     *ret = (ks_ds) { .dense = { .n_ff = ks__cfg_u32(c, "intermediate_size", 1, KS_DIM_MAX), .act = b->act },
                      .shared = { .n_ff = ks__wide(b, n_shared, n_ff), .act = b->act } };
     ret->moe = (ks_moe) { .block = "mlp",
