@@ -42,6 +42,7 @@ typedef struct block {
     const float *k[KEYS], *v[KEYS];
     uint32_t j[KEYS]; /* positions, ascending */
     uint32_t n;
+    uint32_t last; /* key that will be read if all between are; 0: unknown */
 } block;
 
 /* First and last key that row r may see without `sel`. */
@@ -81,18 +82,29 @@ KS_INLINE void convert(uint32_t type, const uint8_t *src, uint32_t n, float *dst
     }
 }
 
+/* Where column d of the tile's kv head lies in K (or V) of key j. */
+KS_INLINE const uint8_t *element(const tile *t, int of_v, uint32_t j, uint32_t d)
+{
+    const ks_attn_args *a = t->a;
+    size_t page_bytes = of_v ? a->v_page_bytes : a->k_page_bytes, stride = of_v ? a->v_stride : a->k_stride;
+    size_t column = (size_t)t->kvh * (of_v ? a->d_v : a->d_k) + d, size = ks_type_bits(t->type) / 8;
+    const uint8_t *page = (const uint8_t *)(of_v ? a->v : a->k) + a->pages[j / a->page_tok] * page_bytes;
+    return page + (j % a->page_tok * stride + column) * size;
+}
+
+/* Rows of a head lie apart, so the hardware does not see the next ones coming. */
+KS_INLINE void prefetch(const tile *t, int of_v, uint32_t j, uint32_t n)
+{
+    const char *p = (const char *)element(t, of_v, j, 0);
+    for (size_t i = 0; i < (size_t)n * ks_type_bits(t->type) / 8; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+}
+
 /* Columns [d0, d0 + n) of the tile's kv head in K (or V) for all keys of the block. */
 KS_INLINE void fetch(const tile *t, int of_v, uint32_t d0, uint32_t n, const block *b, const float *ret[KEYS])
 {
-    const ks_attn_args *a = t->a;
-    const uint8_t *base = of_v ? a->v : a->k;
-    size_t page_bytes = of_v ? a->v_page_bytes : a->k_page_bytes, stride = of_v ? a->v_stride : a->k_stride;
-    size_t column = (size_t)t->kvh * (of_v ? a->d_v : a->d_k) + d0;
     float *dst = of_v ? t->mem->v : t->mem->k;
-    const uint32_t size = t->type == KS_T_F32 ? 4 : t->type == KS_T_BF16 ? 2 : 1;
     for (uint32_t i = 0; i < b->n; i++) {
-        uint32_t j = b->j[i];
-        const uint8_t *p = base + a->pages[j / a->page_tok] * page_bytes + (j % a->page_tok * stride + column) * size;
+        const uint8_t *p = element(t, of_v, b->j[i], d0);
         if (t->type == KS_T_F32) {
             ret[i] = (const float *)(const void *)p;
         } else {
@@ -244,6 +256,8 @@ KS_INLINE void run_block(const tile *t, block *b)
     const ks_attn_args *a = t->a;
     scratch_mem *mem = t->mem;
     memset(mem->s, 0, sizeof mem->s[0] * t->n_r * t->n_h);
+    for (uint32_t i = 0; i < b->n; i++) prefetch(t, 1, b->j[i], t->n_d);
+    for (uint32_t i = 0; i < b->n && b->j[i] + KEYS <= b->last; i++) prefetch(t, 0, b->j[i] + KEYS, a->d_k);
     for (uint32_t c0 = 0; c0 < a->d_k; c0 += D_MAX) {
         uint32_t n = a->d_k - c0 < D_MAX ? a->d_k - c0 : D_MAX, i0, i1;
         fetch(t, 0, c0, n, b, b->k);
@@ -333,7 +347,7 @@ KS_INLINE void run_dense(const tile *t)
         uint32_t span_last = j | (KS_ATTN_SPAN - 1);
         span_begin(t);
         while (j <= hi && j <= span_last) {
-            block b = { .n = 0 };
+            block b = { .last = hi };
             uint32_t block_last = j | (KEYS - 1);
             for (; j <= hi && j <= block_last; j++) b.j[b.n++] = j;
             run_block(t, &b);

@@ -34,8 +34,9 @@ KS_INLINE __m256 pow2_whole(__m256i n)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 
-/* e^x within 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^7 (the next term is below 2^-27). 2^n is
- * applied in two factors so that results below FLT_MIN come out as denormals and large ones as infinity. */
+/* e^x within 1.1 ulp (measured over all floats): x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^7 (the next term is below
+ * 2^-27). 2^n is applied in two factors so that results below FLT_MIN come out as denormals and large ones as infinity.
+ */
 KS_INLINE __m256 exp_8(__m256 x)
 {
     /* The order of the operands keeps a NaN of x. */
@@ -60,7 +61,7 @@ KS_INLINE float exp_1(float x)
     return _mm256_cvtss_f32(exp_8(_mm256_set1_ps(x)));
 }
 
-/* tanh: Taylor to x^9 below 1/4 (the next term is below 2^-26 of the value), 1 - 2 / (e^2|x| + 1) above. */
+/* tanh: Taylor to x^9 below 1/4 (the next term is below 2^-26 of the value), 1 - 2 / (e^2|x| + 1) above: 5.2 ulp. */
 KS_INLINE __m256 tanh_8(__m256 x)
 {
     const __m256 sign_bit = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
