@@ -95,9 +95,11 @@ static int fetch(ks_builder *b, const ks_pweight *w, uint32_t mat, uint32_t firs
     return 0;
 }
 
-/* Scaling and narrowing may leave the range of the type: that is a damaged or unusable checkpoint. */
+/* Scaling and narrowing may leave the range of the type: that is a damaged or unusable checkpoint. What is only
+ * grouped and coded was checked when it was read. */
 static int check_range(const ks_builder *b, const ks_pweight *w, uint32_t mat, uint32_t first, size_t n, ks_err *err)
 {
+    if (w->w.group != 0 && w->scale == 1.0f) return 0;
     const size_t cols = w->src[0].cols;
     size_t i = w->w.type == KS_T_F32 ? ks__find_nonfinite(b->floats, n) : ks__find_over_bf16(b->floats, n);
     if (i == n) return 0;

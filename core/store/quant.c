@@ -79,19 +79,26 @@ static float search_scale(const float *x, uint32_t n, float amax)
 
 static float max_abs(const float *x, uint32_t n)
 {
-    float m = 0.0f;
-    for (uint32_t i = 0; i < n; i++) m = KS_MAX(m, fabsf(x[i]));
-    return m;
+    const __m128 sign = _mm_set1_ps(-0.0f);
+    __m128 m = _mm_setzero_ps();
+    for (uint32_t i = 0; i < n; i += 4) m = _mm_max_ps(m, _mm_andnot_ps(sign, _mm_loadu_ps(x + i)));
+    float a[4];
+    _mm_storeu_ps(a, m);
+    return KS_MAX(KS_MAX(a[0], a[1]), KS_MAX(a[2], a[3]));
 }
 
-/* Codes against the scale as it is stored, not as it was found. */
-static void codes_for(const float *x, uint32_t n, float scale, int lo, int hi, int8_t *codes)
+/* Codes against the scale as it is stored, not as it was found. n is a multiple of 16. */
+static void codes_for(const float *x, uint32_t n, float scale, float lo, float hi, int8_t *codes)
 {
-    float inv = 1.0f / scale;
-    for (uint32_t i = 0; i < n; i++) {
-        float v = x[i] * inv;
-        v = KS_MIN(KS_MAX(v, (float)lo), (float)hi);
-        codes[i] = (int8_t)(int32_t)((v + 0x1.8p23f) - 0x1.8p23f);
+    const __m128 inv = _mm_set1_ps(1.0f / scale), vlo = _mm_set1_ps(lo), vhi = _mm_set1_ps(hi);
+    for (uint32_t i = 0; i < n; i += 16) {
+        __m128i q[4];
+        for (uint32_t j = 0; j < 4; j++) {
+            __m128 v = _mm_mul_ps(_mm_loadu_ps(x + i + j * 4), inv);
+            q[j] = _mm_cvtps_epi32(_mm_min_ps(_mm_max_ps(v, vlo), vhi)); /* to nearest even */
+        }
+        q[0] = _mm_packs_epi16(_mm_packs_epi32(q[0], q[1]), _mm_packs_epi32(q[2], q[3]));
+        _mm_storeu_si128((__m128i *)(void *)(codes + i), q[0]);
     }
 }
 
@@ -110,7 +117,7 @@ static uint16_t quant_group(uint32_t type, const float *x, uint32_t n, int8_t *c
         scale = ldexpf(search_scale(y, n, amax * down), e);
     }
     uint16_t bits = ks_f32_to_bf16(scale);
-    codes_for(x, n, ks_bf16_to_f32(bits), type == KS_T_I4 ? -8 : -127, type == KS_T_I4 ? 7 : 127, codes);
+    codes_for(x, n, ks_bf16_to_f32(bits), type == KS_T_I4 ? -8.0f : -127.0f, type == KS_T_I4 ? 7.0f : 127.0f, codes);
     return bits;
 }
 
@@ -122,6 +129,18 @@ void ks__strip_clear(uint32_t type, uint32_t n_in, uint32_t group, void *strip)
     if (type == KS_T_I4) memset(strip, 0x88, ks_t16_values_bytes(type, n_in));
 }
 
+/* Byte j: codes[j] + bias below, codes[j + 4] + bias above; four at once. */
+static void put_nibbles(uint8_t *dst, const int8_t *codes, uint32_t bias)
+{
+    uint32_t lo, hi;
+    memcpy(&lo, codes, 4);
+    memcpy(&hi, codes + 4, 4);
+    lo = (lo ^ bias * 0x01010101u) & 0x0f0f0f0fu; /* plus 8 modulo 16 is a flip of bit 3 */
+    hi = (hi ^ bias * 0x01010101u) & 0x0f0f0f0fu;
+    lo |= hi << 4;
+    memcpy(dst, &lo, 4);
+}
+
 void ks__strip_codes(uint32_t type, void *strip, uint32_t row, uint32_t k0, const int8_t *codes, uint32_t n)
 {
     const uint32_t per = 32 / ks_type_bits(type), bias = type == KS_T_I4 ? 8 : 0;
@@ -130,9 +149,7 @@ void ks__strip_codes(uint32_t type, void *strip, uint32_t row, uint32_t k0, cons
         if (type == KS_T_I8)
             memcpy(dst, codes + k, 4);
         else
-            for (uint32_t j = 0; j < 4; j++)
-                dst[j] = (uint8_t)(((uint32_t)(codes[k + j] + (int)bias) & 15u) |
-                                   ((uint32_t)(codes[k + 4 + j] + (int)bias) & 15u) << 4);
+            put_nibbles(dst, codes + k, bias);
     }
 }
 
