@@ -81,6 +81,8 @@ static const struct {
     [KS_OP_TAP] = { ks__op_tap, "TAP" },
     [KS_OP_CONV] = { ks__op_conv, "CONV" },
     [KS_OP_DELTA] = { ks__op_delta, "DELTA" },
+    [KS_OP_MLA] = { ks__op_mla, "MLA" },
+    [KS_OP_INDEXER] = { ks__op_indexer, "INDEXER" },
     [KS_OP_CLAMP] = { ks__op_clamp, "CLAMP" },
     [KS_OP_QSCALE] = { ks__op_qscale, "QSCALE" },
 };
@@ -118,6 +120,7 @@ static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, stru
     if (!known(op->kind)) return ks_fail(err, KS_E_UNSUPPORTED, "the CPU device does not know op %u", op->kind);
     switch (op->kind) {
     case KS_OP_LINEAR: return plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err);
+    case KS_OP_MLA: return plan_matmul(d, &g->weights[op->w[1]], &ret->kernel[0], &ret->quantized, err);
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
         if ((rc = plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err))) return rc;
@@ -154,7 +157,9 @@ static int alloc_act(ks_cpu_dev *d, ks_act *a, size_t rows, uint32_t width, ks_e
 static int alloc_regs(ks_cpu_dev *d, ks_err *err)
 {
     const ks_graph *g = d->g;
-    if (!(d->regs = ks__dev_alloc(d, g->n_regs, sizeof *d->regs, "registers", err))) return KS_E_NOMEM;
+    if (!(d->regs = ks__dev_alloc(d, g->n_regs, sizeof *d->regs, "registers", err)) ||
+        !(d->acts = ks__dev_alloc(d, g->n_regs, sizeof *d->acts, "registers", err)))
+        return KS_E_NOMEM;
     for (uint32_t i = 0; i < g->n_regs; i++) {
         const ks_reg *s = &g->regs[i];
         struct dev_reg *r = &d->regs[i];
@@ -186,6 +191,8 @@ static int alloc_states(ks_cpu_dev *d, ks_err *err)
     for (uint32_t i = 0; i < g->n_states; i++) {
         const ks_state *s = &g->states[i];
         struct dev_state *t = &d->states[i];
+        if (s->kind == KS_STATE_RECURRENT && !d->bind.n_slots)
+            return ks_fail(err, KS_E_INVAL, "the model has recurrent state, but no slots are bound for it");
         if (s->kind == KS_STATE_RECURRENT) {
             if (!(t->rec =
                       ks__dev_alloc(d, (size_t)d->bind.n_slots * s->floats, sizeof(float), "recurrent state", err)))
@@ -205,8 +212,20 @@ static int alloc_states(ks_cpu_dev *d, ks_err *err)
 struct needs {
     size_t pairs, hidden, scratch;
     uint32_t hidden_q, experts, units;
-    bool plain;
+    size_t mla_q, mla_o, mla_rows; /* numbers, numbers, rows of mla_act */
+    uint32_t mla_latent;           /* where it is quantized */
 };
+
+static void need_mla(const ks_op *op, const struct dev_op *p, struct needs *n)
+{
+    size_t rows = (size_t)KS_MLA_ROWS * op->u.mla.n_heads, latent = op->u.mla.d_latent;
+    n->mla_q = KS_MAX(n->mla_q, rows * (latent + op->u.mla.d_rope));
+    n->mla_o = KS_MAX(n->mla_o, rows * latent);
+    n->scratch = KS_MAX(n->scratch, sizeof(float) * op->u.mla.d_nope * latent);
+    if (!p->quantized) return;
+    n->mla_rows = KS_MAX(n->mla_rows, rows);
+    n->mla_latent = KS_MAX(n->mla_latent, op->u.mla.d_latent);
+}
 
 static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p, struct needs *n)
 {
@@ -214,6 +233,11 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
     switch (op->kind) {
     case KS_OP_ATTN: n->units = KS_MAX(n->units, op->u.attn.n_kv_heads); break;
     case KS_OP_ROUTE: n->scratch = KS_MAX(n->scratch, (size_t)op->u.route.n_experts * 16); break;
+    case KS_OP_MLA: need_mla(op, p, n); break;
+    case KS_OP_INDEXER: /* a key, its scores and room to sort them */
+        n->scratch = KS_MAX(n->scratch, sizeof(float) * (ks_align_up(op->u.indexer.d, 16) +
+                                                         2 * (size_t)d->bind.n_pages * d->bind.page_tok));
+        break;
     case KS_OP_DELTA: n->scratch = KS_MAX(n->scratch, op->u.delta.d_v * sizeof(float)); break;
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
@@ -237,12 +261,15 @@ static int alloc_needs(ks_cpu_dev *d, const struct needs *n, ks_err *err)
         !(d->expert_begin = ks__dev_alloc(d, (size_t)n->experts + 1, sizeof *d->expert_begin, "routed pairs", err)) ||
         !(d->active = ks__dev_alloc(d, n->experts, sizeof *d->active, "routed pairs", err)) ||
         !(d->iota = ks__dev_alloc(d, rows, sizeof *d->iota, "routed pairs", err)) ||
+        !(d->mla_q = ks__dev_alloc(d, n->mla_q, sizeof *d->mla_q, "latent attention", err)) ||
+        !(d->mla_o = ks__dev_alloc(d, n->mla_o, sizeof *d->mla_o, "latent attention", err)) ||
         !(d->hidden = ks__dev_alloc(d, n->hidden, sizeof *d->hidden, "the hidden layer", err)) ||
         !(d->tasks = ks__dev_alloc(d, (size_t)d->bind.max_rows * n->units, sizeof *d->tasks, "attention tasks", err)) ||
         !(d->heat = ks__dev_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *d->heat, "routing counts", err)))
         return KS_E_NOMEM;
     for (uint32_t i = 0; i < rows; i++) d->iota[i] = i;
     int rc = n->hidden_q ? alloc_act(d, &d->hidden_act, n->pairs, n->hidden_q, err) : 0;
+    if (!rc && n->mla_rows) rc = alloc_act(d, &d->mla_act, n->mla_rows, n->mla_latent, err);
     if (rc) return rc;
     d->kernel_scratch = ks_align_up(ks_kernel_scratch(d->ctx.kernels), 64);
     return ks_pool_reserve(d->ctx.pool, d->kernel_scratch + n->scratch, err);
@@ -262,9 +289,10 @@ static int plan_all(ks_cpu_dev *d, ks_err *err)
                                g->weights[op->w[w]].name ? g->weights[op->w[w]].name : "?");
         if ((rc = plan_op(d, g, op, &d->ops[i], err))) return rc;
         need_op(d, op, &d->ops[i], &n);
-        struct dev_reg *x = d->ops[i].quantized ? &d->regs[op->in[0]] : NULL;
+        struct dev_reg *x = d->ops[i].quantized && op->kind != KS_OP_MLA ? &d->regs[op->in[0]] : NULL;
         if (!x || x->has_act) continue;
         x->has_act = true;
+        d->acts[d->n_acts++] = (uint32_t)op->in[0];
         if ((rc = alloc_act(d, &x->act, x->kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows, x->width, err)))
             return rc;
     }
@@ -275,6 +303,7 @@ static void unbind(ks_cpu_dev *d)
 {
     free_blocks(d);
     d->g = NULL;
+    d->n_acts = 0;
 }
 
 static int cpu_bind(void *dev, const ks_bind *b, ks_err *err)
@@ -341,8 +370,8 @@ static int check_batch(const ks_cpu_dev *d, const ks_batch *b, ks_err *err)
 static void touch(ks_cpu_dev *d, int16_t reg)
 {
     if (reg < 0) return;
-    for (uint32_t i = 0; i < d->g->n_regs; i++)
-        if (d->regs[i].has_act && d->regs[i].root == d->regs[reg].root) d->regs[i].act_valid = false;
+    for (uint32_t i = 0; i < d->n_acts; i++)
+        if (d->regs[d->acts[i]].root == d->regs[reg].root) d->regs[d->acts[i]].act_valid = false;
 }
 
 static int cpu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
@@ -356,7 +385,7 @@ static int cpu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_
     if (rc) return rc;
     d->batch = b;
     d->regs[d->g->logits].p = b->logits;
-    for (uint32_t i = 0; i < d->g->n_regs; i++) d->regs[i].act_valid = false;
+    for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin; i < op_end; i++) {
         const ks_op *op = &d->g->ops[i];
         if ((rc = op_table[op->kind].run(d, op, i, err))) break;
@@ -415,11 +444,6 @@ static int cpu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *re
     return 0;
 }
 
-static size_t reg_elem(const struct dev_reg *r)
-{
-    return (r->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4;
-}
-
 static int check_reg(const ks_cpu_dev *d, uint32_t reg, uint32_t n_rows, ks_err *err)
 {
     if (!d->g || reg >= d->g->n_regs) return ks_fail(err, KS_E_INVAL, "register %u does not exist", reg);
@@ -430,28 +454,40 @@ static int check_reg(const ks_cpu_dev *d, uint32_t reg, uint32_t n_rows, ks_err 
     return 0;
 }
 
+/* Between a row of the device and one of the host: a selection travels with its count in front. */
+static void move_row(const struct dev_reg *r, uint32_t row, uint8_t *host, bool to_host)
+{
+    size_t elem = (r->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4, bytes = r->width * elem;
+    uint8_t *own = (uint8_t *)r->p + row * r->stride * elem;
+    if (r->n_sel) {
+        uint32_t *n = &r->n_sel[row];
+        memcpy(to_host ? host : (uint8_t *)n, to_host ? (uint8_t *)n : host, sizeof *n);
+        host += sizeof *n;
+    }
+    memcpy(to_host ? host : own, to_host ? own : host, bytes);
+}
+
+static size_t host_row_bytes(const struct dev_reg *r)
+{
+    return (r->width + (r->n_sel != NULL)) * (size_t)((r->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4);
+}
+
 static int cpu_get(void *dev, uint32_t reg, uint32_t n_rows, void *dst, ks_err *err)
 {
     ks_cpu_dev *d = dev;
     int rc = check_reg(d, reg, n_rows, err);
-    if (rc) return rc;
-    const struct dev_reg *r = &d->regs[reg];
-    size_t elem = reg_elem(r);
-    for (size_t i = 0; i < n_rows; i++)
-        memcpy((uint8_t *)dst + i * r->width * elem, (uint8_t *)r->p + i * r->stride * elem, r->width * elem);
-    return 0;
+    for (uint32_t i = 0; !rc && i < n_rows; i++)
+        move_row(&d->regs[reg], i, (uint8_t *)dst + i * host_row_bytes(&d->regs[reg]), true);
+    return rc;
 }
 
 static int cpu_put(void *dev, uint32_t reg, uint32_t n_rows, const void *src, ks_err *err)
 {
     ks_cpu_dev *d = dev;
     int rc = check_reg(d, reg, n_rows, err);
-    if (rc) return rc;
-    const struct dev_reg *r = &d->regs[reg];
-    size_t elem = reg_elem(r);
-    for (size_t i = 0; i < n_rows; i++)
-        memcpy((uint8_t *)r->p + i * r->stride * elem, (const uint8_t *)src + i * r->width * elem, r->width * elem);
-    return 0;
+    for (uint32_t i = 0; !rc && i < n_rows; i++) /* only read from */
+        move_row(&d->regs[reg], i, (uint8_t *)(uintptr_t)src + i * host_row_bytes(&d->regs[reg]), false);
+    return rc;
 }
 
 static int cpu_copy_page(void *dev, uint32_t dst, uint32_t src, ks_err *err)

@@ -8,6 +8,8 @@
 
 #define KS_MOE_ROWS 64u   /* rows of one expert per kernel call: gate and up of a block stay in L2 */
 #define KS_MOE_BLOCK 128u /* columns of the hidden layer a task owns: one group of quantized activations */
+#define KS_MLA_ROWS 64u   /* rows of latent attention in flight */
+#define KS_MLA_HEADS 8u   /* heads of a row that read the latent cache together */
 #define KS_MOE_STRIPS 4u  /* strips of the output a task sums at a time */
 
 struct dev_reg {
@@ -45,6 +47,8 @@ struct ks_cpu_dev {
     ks_bind bind;
     uint32_t n_threads;
     struct dev_reg *regs;
+    uint32_t *acts; /* registers with quantized copies */
+    uint32_t n_acts;
     struct dev_state *states;
     struct dev_op *ops;
     const ks_kernel *quant, *norm, *rope, *glu, *attn;
@@ -58,7 +62,8 @@ struct ks_cpu_dev {
     ks_act hidden_act;
     uint64_t *heat; /* (n_layers, n_experts) */
     struct dev_task *tasks;
-    float *mla_q, *mla_o; /* (max_rows, heads, d_latent + d_rope), (max_rows, heads, d_latent) */
+    float *mla_q, *mla_o; /* (KS_MLA_ROWS, heads, d_latent + d_rope), (KS_MLA_ROWS, heads, d_latent) */
+    ks_act mla_act;       /* mla_o quantized; a row is a head of a row */
     _Atomic uint64_t steps, rows, launches, pairs;
     uint64_t mem_bytes;
     void *blocks; /* list of allocations */
@@ -114,6 +119,8 @@ int ks__op_select(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_tap(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_conv(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_delta(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_mla(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+int ks__op_indexer(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_clamp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_qscale(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 

@@ -39,7 +39,7 @@ void ks__arch_glm4_moe(ks_build *b)
     struct glm g = { 0 };
     b->eps = 1e-5f;
     ks__common(b);
-    ks__ds_read(b, &g.ds);
+    ks__ds_read(b, "sigmoid", 1, &g.ds);
     g.attn.bias_qkv = ks__cfg_bool_or(c, "attention_bias", false);
     if (ks__cfg_bool_or(c, "use_qk_norm", false)) {
         g.attn.q_norm = "self_attn.q_norm";
@@ -54,7 +54,7 @@ void ks__arch_dots1(ks_build *b)
     ks_cfg *c = &b->cfg;
     struct glm g = { 0 };
     ks__common(b);
-    ks__ds_read(b, &g.ds);
+    ks__ds_read(b, "sigmoid", 0, &g.ds);
     bool bias = ks__cfg_bool_or(c, "attention_bias", false);
     g.attn = (ks_gqa) { .q_norm = "self_attn.q_norm", .k_norm = "self_attn.k_norm", .bias_qkv = bias, .bias_o = bias };
     g.window = ks__cfg_u32_or(c, "sliding_window", 0, 0, KS_CTX_MAX);
@@ -88,7 +88,7 @@ void ks__arch_exaone_moe(ks_build *b)
     struct glm g = { 0 };
     b->eps = 1e-5f;
     ks__common(b);
-    ks__ds_read(b, &g.ds);
+    ks__ds_read(b, "sigmoid", 1, &g.ds);
     g.ds.moe.correction = "mlp.e_score_correction_bias";
     g.attn = (ks_gqa) { .q_norm = "self_attn.q_norm", .k_norm = "self_attn.k_norm" };
     g.window = ks__cfg_u32_or(c, "sliding_window", 0, 0, KS_CTX_MAX);

@@ -90,13 +90,13 @@ bool ks__has_full(const ks_build *b, const char *full)
     static const char *const weight_forms[] = { "qweight" };         /* GPTQ and AWQ, instead of "weight" */
     char name[512];
     for (size_t i = 0; i < KS_COUNT(forms); i++)
-        if ((size_t)snprintf(name, sizeof name, "%s%s", full, forms[i]) < sizeof name && ks_ckpt_find(b->ckpt, name))
+        if ((size_t)snprintf(name, sizeof name, "%s%s", full, forms[i]) < sizeof name && b->find(b->find_ctx, name))
             return true;
     size_t n = strlen(full), w = strlen("weight");
     if (n < w || strcmp(full + n - w, "weight") != 0) return false;
     for (size_t i = 0; i < KS_COUNT(weight_forms); i++)
         if ((size_t)snprintf(name, sizeof name, "%.*s%s", (int)(n - w), full, weight_forms[i]) < sizeof name &&
-            ks_ckpt_find(b->ckpt, name))
+            b->find(b->find_ctx, name))
             return true;
     return false;
 }

@@ -16,9 +16,13 @@
 #define KS_EXPERTS_MAX 4096u  /* also bounds k */
 #define KS_CTX_MAX (1u << 26) /* positions: exact in float up to 2^24, and the KV cache's limit comes long before */
 
+/* Looks a tensor up; NULL: there is none. */
+typedef const ks_tensor *(*ks_find_fn)(const void *ctx, const char *name);
+
 typedef struct ks_build {
     ks_arena *arena;
-    const ks_ckpt *ckpt;
+    ks_find_fn find; /* in the checkpoint */
+    const void *find_ctx;
     ks_cfg cfg;
     const char *prefix, *head; /* "model.", "lm_head.weight": as the checkpoint has them */
     uint32_t layer;            /* the one being built, KS_NO_LAYER outside */
@@ -37,6 +41,11 @@ typedef struct ks_build {
     int32_t logits;
     ks_op spare; /* written to after a failure */
 } ks_build;
+
+/* The model that a config.json describes, for a checkpoint with these tensors. What ks_model_open does but for reading
+ * the file; tests and the fuzzer call it with tensors of their own. */
+KS_MUST_CHECK int ks__model_build(const char *text, size_t n, ks_find_fn find, const void *ctx, ks_model *ret,
+                                  ks_err *err);
 
 typedef void (*ks_arch_fn)(ks_build *b);
 typedef struct ks_arch {

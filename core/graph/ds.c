@@ -3,7 +3,7 @@
 
 #include "base/base.h"
 
-void ks__ds_read(ks_build *b, ks_ds *ret)
+void ks__ds_read(ks_build *b, const char *scoring, uint32_t first_moe, ks_ds *ret)
 {
     static const char *const kinds[] = { "dense", "sparse", NULL };
     ks_cfg *c = &b->cfg;
@@ -24,12 +24,12 @@ void ks__ds_read(ks_build *b, ks_ds *ret)
                           .norm_eps = 1e-20f,
                           .e = { .n_ff = n_ff, .act = b->act } };
     if (ks__cfg_bool_or(c, "norm_topk_prob", true)) ret->moe.flags |= KS_ROUTE_NORM;
-    ks__cfg_only_str(c, "scoring_func", "sigmoid");
-    ks__cfg_only_str(c, "topk_method", "noaux_tc");
+    ks__cfg_only_str(c, "scoring_func", scoring);
+    if (strcmp(scoring, "sigmoid") == 0) ks__cfg_only_str(c, "topk_method", "noaux_tc");
     ks__cfg_only_u32(c, "moe_layer_freq", 1);
     ks__cfg_ignore(c, "num_nextn_predict_layers"); /* they only draft */
     ks__cfg_ignore(c, "moe_router_dtype");
-    ret->first_moe = ks__cfg_u32_or(c, "first_k_dense_replace", 0, 0, KS_LAYERS_MAX);
+    ret->first_moe = ks__cfg_u32_or(c, "first_k_dense_replace", first_moe, 0, KS_LAYERS_MAX);
     ret->kinds = ks__layer_kinds(b, "mlp_layer_types", kinds);
 }
 

@@ -5,7 +5,8 @@
 #include "base/file.h"
 #include "graph/arch.h"
 
-#define CONFIG_BYTES_MAX (16u << 20) /* real ones have some kilobytes */
+#define MODEL_BYTES_MAX ((size_t)512 << 20) /* ops and specs of a thousand layers need a tenth */
+#define CONFIG_BYTES_MAX (16u << 20)        /* real ones have some kilobytes */
 
 static const ks_arch archs[] = {
 #define ARCH_ROW(type, fn, models) { #type, ks__arch_##fn, models },
@@ -62,7 +63,6 @@ static void find_prefix(ks_build *b)
         b->head = places[i].head;
         return;
     }
-    b->prefix = "";
     b->head = "lm_head.weight";
     ks__cfg_fail(
         &b->cfg, KS_E_FORMAT,
@@ -116,25 +116,34 @@ static int build_from(ks_build *b, const char *text, size_t n, ks_model *ret, ks
     return finish(b, a, ret);
 }
 
-int ks_model_open(const ks_ckpt *c, ks_model *ret, ks_err *err)
+int ks__model_build(const char *text, size_t n, ks_find_fn find, const void *ctx, ks_model *ret, ks_err *err)
 {
     ks_err own;
     ks_model m = { 0 };
-    char *text = NULL, *path = ks_path_join(ks_ckpt_dir(c), "config.json");
-    size_t n = 0;
-    if (!err) err = &own;
-    if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory for a path");
-    int rc = ks_file_read(path, CONFIG_BYTES_MAX, &text, &n, err);
-    free(path);
-    if (rc) return rc;
-    ks_arena_init(&m.arena, 0);
-    ks_build b = { .arena = &m.arena, .ckpt = c, .layer = KS_NO_LAYER, .logits = -1 };
-    rc = build_from(&b, text, n, &m, err);
-    free(text);
+    ks_arena_init(&m.arena, MODEL_BYTES_MAX);
+    ks_build b = { .arena = &m.arena, .find = find, .find_ctx = ctx, .layer = KS_NO_LAYER, .prefix = "", .logits = -1 };
+    int rc = build_from(&b, text, n, &m, err ? err : &own);
     if (rc)
         ks_arena_fini(&m.arena);
     else
         *ret = m;
+    return rc;
+}
+
+static const ks_tensor *find_tensor(const void *ctx, const char *name)
+{
+    return ks_ckpt_find(ctx, name);
+}
+
+int ks_model_open(const ks_ckpt *c, ks_model *ret, ks_err *err)
+{
+    char *text = NULL, *path = ks_path_join(ks_ckpt_dir(c), "config.json");
+    size_t n = 0;
+    if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory for a path");
+    int rc = ks_file_read(path, CONFIG_BYTES_MAX, &text, &n, err);
+    if (!rc) rc = ks__model_build(text, n, find_tensor, c, ret, err);
+    free(path);
+    free(text);
     return rc;
 }
 

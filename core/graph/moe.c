@@ -82,7 +82,7 @@ static void stacked(ks_build *b, const ks_moe *m, const char *gate_up, const cha
                     ks_wpart *ret_down)
 {
     uint32_t ff = m->e.n_ff;
-    const ks_tensor *t = ks_ckpt_find(b->ckpt, ks__tensor(b, gate_up));
+    const ks_tensor *t = b->find(b->find_ctx, ks__tensor(b, gate_up));
     bool transposed = false;
     if (t && t->rank == 3 && t->shape[1] != t->shape[2])
         transposed = t->shape[1] == b->d && t->shape[2] == 2 * (uint64_t)ff;

@@ -76,7 +76,7 @@ typedef struct ks_op {
  * memory of its own, so that one matrix may fill what several ops read (q | k | v). */
 #define KS_REG_F32 1u   /* (n_rows, width) float */
 #define KS_REG_ROUTE 2u /* (n_rows, width) pairs: int32 expert, float weight; a row's experts ascend */
-#define KS_REG_SEL 3u   /* (n_rows, width) key positions with a count a row */
+#define KS_REG_SEL 3u   /* (n_rows, width) key positions with a count a row; get and put: (n_rows, 1 + width), count first */
 #define KS_REG_OUT 0x100u /* flag: indexed by logit row */
 typedef struct ks_reg {
     uint32_t kind, width;

@@ -1,0 +1,185 @@
+/* MLA: attention over one latent row a token, shared by all heads.
+ *
+ * q' = [W_UK^T q_nope | q_rope] meets the cached [latent | k_rope] rows, so the cache is never expanded; what comes out
+ * is a latent row a head, which W_UV turns into the head's output. Rows go through in tiles, so that the buffers for
+ * 128 heads stay small. [engine] forks [worker]s */
+#include "device/cpu_impl.h"
+
+#include "base/base.h"
+#include "base/num.h"
+
+struct mla_job {
+    ks_cpu_dev *d;
+    const ks_op *op;
+    const struct dev_op *plan;
+    uint32_t row, n_rows; /* of the tile */
+};
+
+/* ---- a T16 matrix as plain rows */
+
+static float scale_of(const ks_weight *w, const uint8_t *scales, uint32_t group, uint32_t i)
+{
+    if (w->type == KS_T_MXFP4) return ks_e8m0_to_f32(scales[(size_t)group * 16 + i]);
+    uint16_t h;
+    memcpy(&h, scales + ((size_t)group * 16 + i) * 2, 2);
+    return ks_bf16_to_f32(h);
+}
+
+static float code_of(uint32_t type, const uint8_t *dword, uint32_t k)
+{
+    float f;
+    uint16_t h;
+    uint32_t nibble = k < 4 ? dword[k % 4] & 15u : dword[k % 4] >> 4;
+    switch (type) {
+    case KS_T_F32: memcpy(&f, dword, 4); return f;
+    case KS_T_BF16: memcpy(&h, dword + 2 * (size_t)k, 2); return ks_bf16_to_f32(h);
+    case KS_T_I8: return (float)(int8_t)dword[k];
+    case KS_T_MXFP4: return ks_e2m1_to_f32((uint8_t)nibble);
+    default: return (float)nibble - 8.0f; /* I4 */
+    }
+}
+
+/* out: (n_out, n_in) */
+static void decode(const ks_weight *w, uint32_t mat, float *out)
+{
+    ks_matmul_args m = ks__dev_matmul(w, mat);
+    uint32_t per = 32 / ks_type_bits(w->type);
+    for (uint32_t row = 0; row < w->n_out; row++) {
+        const uint8_t *strip = (const uint8_t *)m.w + row / 16 * m.strip_bytes,
+                      *scales = strip + ks_t16_values_bytes(w->type, w->n_in);
+        float scale = 1;
+        for (uint32_t k = 0; k < w->n_in; k++) {
+            if (w->group && k % w->group == 0) scale = scale_of(w, scales, k / w->group, row % 16);
+            out[(size_t)row * w->n_in + k] =
+                scale * code_of(w->type, strip + ((size_t)(k / per) * 16 + row % 16) * 4, k % per);
+        }
+    }
+}
+
+/* ---- the three steps */
+
+static void absorb_heads(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+{
+    const struct mla_job *j = arg;
+    ks_cpu_dev *d = j->d;
+    const ks_op *op = j->op;
+    uint32_t nope = op->u.mla.d_nope, rope = op->u.mla.d_rope, latent = op->u.mla.d_latent, width = latent + rope;
+    float *w = ks__dev_scratch(d, worker);
+    for (uint32_t h = begin; h < end; h++) {
+        decode(&d->g->weights[op->w[0]], h, w);
+        for (uint32_t r = 0; r < j->n_rows; r++) {
+            const float *q = ks__dev_row(d, (uint32_t)op->in[0], j->row + r) + (size_t)h * (nope + rope);
+            float *y = d->mla_q + ((size_t)r * op->u.mla.n_heads + h) * width;
+            for (uint32_t i = 0; i < latent; i++) y[i] = 0;
+            for (uint32_t n = 0; n < nope; n++)
+                for (uint32_t i = 0; i < latent; i++) y[i] += q[n] * w[(size_t)n * latent + i];
+            memcpy(y + latent, q + nope, rope * sizeof *y);
+        }
+    }
+}
+
+static const ks_seq *seq_of(const ks_batch *b, uint32_t row)
+{
+    uint32_t i = 0;
+    while (row >= b->seqs[i].row + b->seqs[i].n_rows) i++;
+    return &b->seqs[i];
+}
+
+/* A unit is KS_MLA_HEADS heads of one row: their number is fixed, so their bits are. */
+static void attend_unit(const struct mla_job *j, uint32_t r, uint32_t h0, void *scratch)
+{
+    ks_cpu_dev *d = j->d;
+    const ks_op *op = j->op;
+    const struct dev_state *st = &d->states[op->state];
+    const struct dev_reg *sel = op->u.mla.sel < 0 ? NULL : &d->regs[op->u.mla.sel];
+    const ks_seq *s = seq_of(d->batch, j->row + r);
+    uint32_t latent = op->u.mla.d_latent, width = latent + op->u.mla.d_rope,
+             n = KS_MIN(KS_MLA_HEADS, op->u.mla.n_heads - h0);
+    size_t first = (size_t)r * op->u.mla.n_heads + h0;
+    ks_attn_args a = { .size = sizeof a,
+                       .n_rows = 1,
+                       .n_heads = n,
+                       .n_kv_heads = 1,
+                       .d_k = width,
+                       .d_v = latent,
+                       .page_tok = d->bind.page_tok,
+                       .pos = s->pos + (j->row + r - s->row),
+                       .scale = op->u.mla.scale,
+                       .q = d->mla_q + first * width,
+                       .q_stride = (size_t)n * width,
+                       .o = d->mla_o + first * latent,
+                       .o_stride = (size_t)n * latent,
+                       .pages = s->pages,
+                       .k = st->k,
+                       .v = st->k,
+                       .k_page_bytes = st->k_page_bytes,
+                       .v_page_bytes = st->k_page_bytes,
+                       .k_stride = width,
+                       .v_stride = width };
+    if (sel) {
+        a.sel = (const uint32_t *)sel->p + (j->row + r) * sel->stride;
+        a.n_sel = sel->n_sel + j->row + r;
+        a.sel_stride = (uint32_t)sel->stride;
+    }
+    d->attn->fn(&a, 0, 1, scratch);
+    if (!j->plan->quantized) return;
+    ks_act act = d->mla_act;
+    act.q += first * act.q_stride;
+    act.scale += first * act.scale_stride;
+    act.sum += first * act.sum_stride;
+    ks_quant_args q = { .size = sizeof q, .n_rows = n, .n_in = latent, .x = a.o, .x_stride = latent, .out = &act };
+    d->quant->fn(&q, 0, n, scratch);
+}
+
+static void attend_units(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+{
+    const struct mla_job *j = arg;
+    uint32_t chunks = (j->op->u.mla.n_heads + KS_MLA_HEADS - 1) / KS_MLA_HEADS;
+    for (uint32_t u = begin; u < end; u++)
+        attend_unit(j, u / chunks, u % chunks * KS_MLA_HEADS, ks__dev_kernel_scratch(j->d, worker));
+}
+
+static void expand_heads(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+{
+    const struct mla_job *j = arg;
+    ks_cpu_dev *d = j->d;
+    const ks_op *op = j->op;
+    const struct dev_reg *out = &d->regs[op->out[0]];
+    uint32_t heads = op->u.mla.n_heads, latent = op->u.mla.d_latent;
+    for (uint32_t h = begin; h < end; h++) {
+        ks_act act = d->mla_act; /* rows of this head only: every n_heads-th */
+        ks_matmul_args m = ks__dev_matmul(&d->g->weights[op->w[1]], h);
+        m.n_rows = j->n_rows;
+        m.y = (float *)out->p + j->row * out->stride + (size_t)h * op->u.mla.d_v;
+        m.y_stride = out->stride;
+        if (j->plan->quantized) {
+            act.q += (size_t)h * act.q_stride;
+            act.scale += (size_t)h * act.scale_stride;
+            act.sum += (size_t)h * act.sum_stride;
+            act.q_stride *= heads;
+            act.scale_stride *= heads;
+            act.sum_stride *= heads;
+            m.act = &act;
+        } else {
+            m.x = d->mla_o + (size_t)h * latent;
+            m.x_stride = (size_t)heads * latent;
+        }
+        j->plan->kernel[0]->fn(&m, 0, ks_t16_strips(m.n_out), ks__dev_kernel_scratch(d, worker));
+    }
+}
+
+int ks__op_mla(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
+{
+    const struct dev_state *st = &d->states[op->state];
+    uint32_t heads = op->u.mla.n_heads, width = op->u.mla.d_latent + op->u.mla.d_rope;
+    (void)err;
+    ks__dev_append(d, (uint32_t)op->in[1], st->k, st->k_page_bytes, width, 0);
+    ks__dev_append(d, (uint32_t)op->in[2], st->k, st->k_page_bytes, width, op->u.mla.d_latent);
+    for (uint32_t row = 0; row < d->batch->n_rows; row += KS_MLA_ROWS) {
+        struct mla_job j = { d, op, &d->ops[index], row, KS_MIN(KS_MLA_ROWS, d->batch->n_rows - row) };
+        ks__dev_fork(d, heads, 1, absorb_heads, &j);
+        ks__dev_fork(d, j.n_rows * ((heads + KS_MLA_HEADS - 1) / KS_MLA_HEADS), 1, attend_units, &j);
+        ks__dev_fork(d, heads, 1, expand_heads, &j);
+    }
+    return 0;
+}
