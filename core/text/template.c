@@ -117,6 +117,20 @@ uint32_t ks__tp_sym(ks_tparse *p, const char *s, size_t n)
     return t->n_syms - 1;
 }
 
+void ks__tp_use(ks_tparse *p, uint32_t sym, bool store)
+{
+    ks_template *t = p->t;
+    if (p->scopes) return;
+    if (sym >= t->first_use_cap) {
+        uint32_t cap = t->syms_cap;
+        uint8_t *use = ks__tp_alloc(p, cap);
+        if (t->first_use_cap) memcpy(use, t->first_use, t->first_use_cap);
+        t->first_use = use;
+        t->first_use_cap = cap;
+    }
+    if (!t->first_use[sym]) t->first_use[sym] = store && !p->ifs ? 2 : 1;
+}
+
 /* ---- compiling */
 
 /* Newlines become \n; one at the end is dropped. */

@@ -23,6 +23,13 @@ static void put(ks_trun *r, ks_tv v)
     ks__sb_str(r->out, v);
 }
 
+/* Blocks give text or nothing at all. */
+static void put_text(ks_trun *r, ks_tv v, const char *tag)
+{
+    if (v.kind != KS_TV_STR) ks__tr_fail(r, "the '%s' block must give a string, not '%s'", tag, ks__tv_type(v));
+    put(r, v);
+}
+
 /* ---- assignment */
 
 static void assign(ks_trun *r, const ks_tnode *target, ks_tv v);
@@ -84,6 +91,16 @@ static ks_tv apply_filters(ks_trun *r, const ks_tnode *f, ks_tv v)
 
 /* ---- loops */
 
+/* What a loop's target holds after assignment: a tuple for several names. */
+static ks_tv target_value(ks_trun *r, const ks_tnode *target)
+{
+    if (target->op == KS_TN_NAME) return ks__tr_lookup(r, target->sym);
+    ks_tv v = ks__tv_list(r, target->n);
+    v.kind = KS_TV_TUPLE;
+    for (const ks_tnode *k = target->kids; k; k = k->next) ks__list_push(r, v.u.l, target_value(r, k));
+    return v;
+}
+
 /* The next item that the loop's condition takes. The condition sees the target, but not the loop's own scope. */
 static bool next_item(ks_trun *r, ks_tloop *l, ks_tv *ret)
 {
@@ -94,6 +111,7 @@ static bool next_item(ks_trun *r, ks_tloop *l, ks_tv *ret)
             new_scope(r, l->outer);
             assign(r, l->node->a, v);
             bool take = ks__tv_truth(r, ks__tr_eval(r, l->node->c));
+            if (take && l->node->a->op == KS_TN_TUPLE) v = target_value(r, l->node->a); /* as loop.previtem shows it */
             r->scope = scope;
             if (!take) continue;
         }
@@ -198,6 +216,7 @@ static ks_tflow run_loop(ks_trun *r, const ks_tnode *n, ks_tv iterable, ks_tscop
                       .filtered = n->c != NULL };
     ks__iter_need(r, iterable, &l->it);
     ks_tscope *scope = NULL;
+    bool whole = false;
     for (;;) {
         v = l->after;
         l->after = none;
@@ -213,10 +232,12 @@ static ks_tflow run_loop(ks_trun *r, const ks_tnode *n, ks_tv iterable, ks_tscop
         r->scope = scope;
         ks__tr_set(r, KS_TSYM_LOOP, (ks_tv) { .kind = KS_TV_LOOP, .u.loop = l });
         assign(r, n->a, v);
-        if (ks__tr_exec(r, n->body) == KS_TFLOW_BREAK) break;
+        ks_tflow end = ks__tr_exec(r, n->body);
+        if (end == KS_TFLOW_BREAK) break;
+        whole |= end == KS_TFLOW_NEXT;
     }
     ks_tflow flow = KS_TFLOW_NEXT;
-    if (l->index0 < 0 && n->other) {
+    if (!whole && n->other) { /* as the definition has it: unless a round came to its end */
         new_scope(r, outer);
         flow = ks__tr_exec(r, n->other); /* a break there belongs to the loop around */
     }
@@ -348,7 +369,7 @@ static void exec_call_block(ks_trun *r, const ks_tnode *n)
     *tail = kw;
     args->first = first;
     call->args = args;
-    put(r, ks__tr_eval(r, call));
+    put_text(r, ks__tr_eval(r, call), "call");
 }
 
 /* ---- statements */
@@ -405,7 +426,7 @@ static ks_tflow exec_node(ks_trun *r, const ks_tnode *n)
     case KS_TN_SETBLOCK: assign(r, n->a, apply_filters(r, n->b, capture(r, n->body, r->scope))); break;
     case KS_TN_MACRO: ks__tr_set(r, n->sym, make_macro(r, n)); break;
     case KS_TN_CALLBLOCK: exec_call_block(r, n); break;
-    case KS_TN_FILTERBLOCK: put(r, apply_filters(r, n->a, capture(r, n->body, r->scope))); break;
+    case KS_TN_FILTERBLOCK: put_text(r, apply_filters(r, n->a, capture(r, n->body, r->scope)), "filter"); break;
     case KS_TN_WITH: return exec_with(r, n);
     case KS_TN_BLOCK: return exec_scope(r, n);
     case KS_TN_AUTOESCAPE: return exec_autoescape(r, n);

@@ -114,7 +114,7 @@ static ks_tnode *binary(ks_tparse *p, ks_top op, uint32_t pos, ks_tnode *a, ks_t
 
 static ks_tnode *parse_unary(ks_tparse *p, bool with_filter);
 
-static ks_tnode *parse_name(ks_tparse *p, const ks_ttoken *t)
+static ks_tnode *parse_name(ks_tparse *p, const ks_ttoken *t, bool target)
 {
     static const struct {
         const char *name;
@@ -136,6 +136,8 @@ static ks_tnode *parse_name(ks_tparse *p, const ks_ttoken *t)
     ks_tnode *n = ks__tp_node(p, KS_TN_NAME, t->pos);
     n->sym = ks__tp_sym(p, t->p, t->n);
     n->name = p->t->syms[n->sym];
+    if (target) return n; /* noted when the statement is complete: its value is read first */
+    ks__tp_use(p, n->sym, false);
     for (ks_tparams *m = p->macro; m; m = m->outer) {
         m->uses_varargs |= n->sym == KS_TSYM_VARARGS;
         m->uses_kwargs |= n->sym == KS_TSYM_KWARGS;
@@ -209,7 +211,7 @@ static ks_tnode *parse_primary(ks_tparse *p, bool target)
             n->name = ks__tp_str(p, attr->p, attr->n, false);
             return n;
         }
-        return parse_name(p, t);
+        return parse_name(p, t, target);
     }
     if (t->type == KS_TT_STRING) return parse_string(p);
     if (t->type == KS_TT_NUMBER) {
@@ -319,6 +321,7 @@ static ks_tnode *parse_subscript(ks_tparse *p, ks_tnode *obj)
         return n;
     }
     next(p); /* [ */
+    if (ks__tp_skip_op(p, ']')) return binary(p, KS_TN_ITEM, pos, obj, ks__tp_node(p, KS_TN_TUPLE, pos));
     ks_tnode *n = parse_index(p, obj, pos);
     if (ks__tp_is_op(p, ',')) { /* x[1, 2]: the key is a tuple */
         if (n->op == KS_TN_SLICE) ks__tp_fail(p, pos, "a slice in a tuple of indices is not supported");

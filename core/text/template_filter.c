@@ -189,7 +189,6 @@ FN(f_indent)
 FN(f_truncate)
 {
     UNUSED(c, fn);
-    const ks_tstr *s = ks__arg_str(r, a[0], "truncate");
     int64_t length = ks__arg_int_or(r, a[1], 255, "length"), leeway = 5;
     bool kill = ks__arg_bool_or(r, a[2], false);
     const ks_tstr *end = a[3].kind == KS_TV_MISSING ? ks__tv_strz(r, "...").u.s : ks__arg_str(r, a[3], "end");
@@ -197,7 +196,10 @@ FN(f_truncate)
     int64_t end_n = (int64_t)ks__str_cps(end);
     if (length < end_n) ks__tr_fail(r, "truncate: length must be at least %lld", (long long)end_n);
     if (leeway < 0) ks__tr_fail(r, "truncate: leeway must not be negative");
-    if ((int64_t)ks__str_cps(s) - leeway <= length) return a[0];
+    int64_t n_cp = ks__tv_len(r, a[0]);
+    if (n_cp < 0) ks__tr_fail(r, "truncate: a value of type '%s' has no length", ks__tv_type(a[0]));
+    if (n_cp - leeway <= length) return a[0];
+    const ks_tstr *s = ks__arg_str(r, a[0], "truncate");
     tv cut = ks__str_sub(r, s, 0, (size_t)(length - end_n));
     if (!kill) {
         size_t n = cut.u.s->n;

@@ -31,14 +31,12 @@ FN(f_list)
     return ks__tv_to_list(r, a[0]);
 }
 
+/* Lazy as well: what is no mapping is an error once it is walked. */
 FN(f_items)
 {
     UNUSED(c, fn);
-    ks_titer it = { .kind = KS_TITER_NONE };
-    if (a[0].kind == KS_TV_DICT)
-        it = (ks_titer) { .kind = KS_TITER_DICT, .src = a[0], .flag = KS_TVIEW_ITEMS };
-    else if (a[0].kind != KS_TV_UNDEF)
-        ks__tr_fail(r, "items needs a mapping, not '%s'", ks__tv_type(a[0]));
+    bool none = a[0].kind == KS_TV_UNDEF;
+    ks_titer it = { .kind = none ? KS_TITER_NONE : KS_TITER_DICT, .src = a[0], .flag = KS_TVIEW_ITEMS };
     return ks__tv_iter(r, &it);
 }
 
@@ -54,7 +52,7 @@ FN(f_first)
 FN(f_last)
 {
     UNUSED(c, fn);
-    if (a[0].kind == KS_TV_UNDEF || a[0].kind == KS_TV_ITER || (a[0].kind == KS_TV_VIEW && 0))
+    if (a[0].kind == KS_TV_ITER)
         ks__tr_fail(r, "last: a value of type '%s' cannot be walked from its end", ks__tv_type(a[0]));
     if (a[0].kind == KS_TV_STR) {
         size_t n = ks__str_cps(a[0].u.s);
@@ -95,26 +93,23 @@ FN(f_join)
 
 /* ---- order */
 
-/* Keys for sorting: of each item its attribute (a list of them for "a,b"), without case unless asked. */
-static tv sort_keys(ks_trun *r, tv items, tv attr, bool fold, tv dflt)
+/* Keys for sorting: of each item its attribute, without case unless asked. listed: a list of them, for "a,b" but also
+ * for one: equal undefined ones then have no order that could fail, as in the definition. */
+static tv sort_keys(ks_trun *r, tv items, tv attr, bool fold, bool listed)
 {
     tv keys = ks__tv_list(r, items.u.l->n);
-    bool many = attr.kind == KS_TV_STR && memchr(attr.u.s->p, ',', attr.u.s->n);
+    const char *path = attr.kind == KS_TV_STR ? attr.u.s->p : "", *end = path + (attr.kind == KS_TV_STR ? attr.u.s->n : 0);
     for (uint32_t i = 0; i < items.u.l->n; i++) {
-        tv key;
-        if (many) {
-            key = ks__tv_list(r, 4);
-            const char *p = attr.u.s->p, *end = p + attr.u.s->n;
-            for (const char *q = p; q <= end; q++) {
-                if (q < end && *q != ',') continue;
-                tv part = ks__attr_path(r, items.u.l->v[i], ks__tv_ref(r, p, (size_t)(q - p), false), dflt);
-                ks__list_push(r, key.u.l, fold ? ks__fold_case(r, part) : part);
-                p = q + 1;
-            }
-        } else {
-            key = ks__attr_path(r, items.u.l->v[i], attr, dflt);
-            if (fold) key = ks__fold_case(r, key);
+        tv item = items.u.l->v[i], key = ks__tv_list(r, 1);
+        const char *p = path;
+        for (const char *q = p; q <= end; q++) {
+            if (q < end && (*q != ',' || !listed)) continue;
+            tv part = attr.kind == KS_TV_STR ? ks__tv_ref(r, p, (size_t)(q - p), false) : attr;
+            part = ks__attr_path(r, item, part, no_value);
+            ks__list_push(r, key.u.l, fold ? ks__fold_case(r, part) : part);
+            p = q + 1;
         }
+        if (!listed) key = key.u.l->v[0];
         ks__list_push(r, keys.u.l, key);
     }
     return keys;
@@ -132,7 +127,7 @@ FN(f_sort)
 {
     UNUSED(c, fn);
     tv items = ks__tv_to_list(r, a[0]);
-    tv keys = sort_keys(r, items, a[3], !ks__arg_bool_or(r, a[2], false), no_value);
+    tv keys = sort_keys(r, items, a[3], !ks__arg_bool_or(r, a[2], false), true);
     return sorted(r, items, keys, ks__arg_bool_or(r, a[1], false));
 }
 
@@ -147,7 +142,7 @@ FN(f_dictsort)
     if (a[2].kind != KS_TV_MISSING && !by_value && !ks__str_is(a[2].u.s, "key"))
         ks__tr_fail(r, "dictsort: 'by' must be 'key' or 'value'");
     tv items = ks__tv_to_list(r, (tv) { .kind = KS_TV_VIEW, .flag = KS_TVIEW_ITEMS, .u.d = a[0].u.d });
-    tv keys = sort_keys(r, items, ks__tv_int(by_value), !ks__arg_bool_or(r, a[1], false), no_value);
+    tv keys = sort_keys(r, items, ks__tv_int(by_value), !ks__arg_bool_or(r, a[1], false), false);
     return sorted(r, items, keys, ks__arg_bool_or(r, a[3], false));
 }
 

@@ -346,7 +346,8 @@ ks_tv ks__format_percent(ks_trun *r, const ks_tstr *fmt, ks_tv args)
             p++;
             if (p < end && *p == '*') {
                 p++;
-                f.prec = KS_MAX(ks__arg_int(r, next_arg(&x), "*"), 0);
+                f.prec = ks__arg_int(r, next_arg(&x), "*");
+                f.prec = KS_MAX(f.prec, 0);
             } else {
                 f.prec = parse_num(r, &p, end, WIDTH_MAX, "precision");
             }
@@ -429,8 +430,6 @@ static void put_value(method *x, ks_tsb *b, ks_tv v, const char *p, const char *
     if (v.kind == KS_TV_STR && (!f.type || f.type == 's')) {
         if (f.align == '=' || f.sign || f.group) ks__tr_fail(r, "format: '=', signs and separators are for numbers");
         put_str(b, &f, x->markup ? ks__tv_escape(r, v).u.s : v.u.s, '<');
-    } else if (v.kind == KS_TV_BOOL && !f.type) {
-        put_str(b, &f, ks__tv_text(r, v), '<');
     } else if (is_int && (!f.type || int_type)) {
         if (f.prec >= 0) ks__tr_fail(r, "format: an integer takes no precision");
         put_int(b, &f, v);

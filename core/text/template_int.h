@@ -288,6 +288,11 @@ struct ks_template {
     const ks_tstr **syms; /* every name in the template, by number */
     uint32_t n_syms, syms_cap;
     uint32_t *sym_index, sym_index_cap;
+    /* (n_syms) of the outermost level: 0 not named there, 1 read first or set under a condition, 2 set first. The
+     * definition hides a variable of the context from macros and loops if the outermost level sets it, without a
+     * condition, before it reads it. */
+    uint8_t *first_use;
+    uint32_t first_use_cap;
 };
 
 /* ---- parsing */
@@ -320,8 +325,9 @@ typedef struct ks_tparse {
     ks_template *t;
     ks_ttoken *tok; /* ends with KS_TT_EOF */
     size_t n_tok, cap_tok, at;
-    uint32_t depth, loops; /* loops: `for`s around, for break and continue */
-    bool soft;             /* under a condition */
+    uint32_t depth, loops, fors; /* loops: `for`s that a break could end; fors: all around */
+    uint32_t scopes, ifs; /* around: scopes of their own; conditions of the outermost level */
+    bool soft;            /* under a condition */
     ks_tnode *unknown;     /* filters and tests that do not exist, chained by `other` */
     ks_tparams *macro;     /* the macro being parsed: varargs, kwargs, caller are noted there */
     jmp_buf out;
@@ -333,6 +339,7 @@ void *ks__tp_alloc(ks_tparse *p, size_t bytes);
 const ks_tstr *ks__tp_str(ks_tparse *p, const char *s, size_t n, bool copy);
 uint32_t ks__tp_sym(ks_tparse *p, const char *s, size_t n);
 ks_tnode *ks__tp_node(ks_tparse *p, ks_top op, uint32_t pos);
+void ks__tp_use(ks_tparse *p, uint32_t sym, bool store); /* notes it for first_use */
 void ks__tp_lex(ks_tparse *p);
 ks_tnode *ks__tp_body(ks_tparse *p, const char *const *ends); /* NULL: to the end of the source */
 

@@ -94,6 +94,9 @@ void ks__tr_context(ks_trun *r, const char *text, size_t n)
     for (uint32_t i = 0; i < r->t->n_syms; i++) {
         const ks_tv *val = ks__dict_get(r, v.u.d, (ks_tv) { .kind = KS_TV_STR, .u.s = r->t->syms[i] });
         r->root[i] = val ? *val : (ks_tv) { .kind = KS_TV_MISSING };
+        if (i >= r->t->first_use_cap || r->t->first_use[i] != 2) continue;
+        r->root[i] = ks__tv_undef(r, NULL); /* hidden, see first_use */
+        ((ks_tundef *)r->root[i].u.undef)->name = r->t->syms[i];
     }
 }
 

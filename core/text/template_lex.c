@@ -322,6 +322,10 @@ static bool lex_raw(lexer *l, size_t data_begin, size_t tag)
     push_data(l, data_begin, tag, l->s[tag + 2], true);
     l->line_starting = l->s[after + end - 1] == '\n';
     size_t begin = after + end;
+    if (begin >= l->n) { /* a beginning alone at the very end is nothing */
+        l->at = l->n;
+        return true;
+    }
     for (size_t at = begin; at < l->n; at++) {
         size_t close = at_block(l, at, "endraw");
         if (!close || close >= l->n) continue;
@@ -340,6 +344,7 @@ static void lex_comment(lexer *l, size_t begin)
 {
     size_t at = l->at;
     while (at + 2 <= l->n && memcmp(l->s + at, "#}", 2) != 0) at++;
+    if (l->at >= l->n) return; /* a beginning alone at the very end is nothing */
     if (at + 2 > l->n) ks__tp_fail(l->p, (uint32_t)begin, "this comment has no end '#}'");
     char sign = at > l->at ? l->s[at - 1] : 0;
     at += 2;

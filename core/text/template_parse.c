@@ -16,10 +16,12 @@ static ks_tnode *parse_body(ks_tparse *p, bool soft, const char *const *ends)
 {
     bool old = p->soft;
     p->soft = soft;
+    p->scopes += !soft;
     (void)ks__tp_skip_op(p, ':'); /* {% if x: %} is allowed */
     if (ks__tp_cur(p)->type != KS_TT_BLOCK_END) ks__tp_unexpected(p, "'%}'");
     p->at++;
     ks_tnode *n = ks__tp_body(p, ends);
+    p->scopes -= !soft;
     p->soft = old;
     return n;
 }
@@ -38,6 +40,7 @@ static ks_tnode *parse_if(ks_tparse *p, uint32_t pos)
     static const char *const ends[] = { "elif", "else", "endif", NULL }, *const last[] = { "endif", NULL };
     ks_tnode *n = ks__tp_node(p, KS_TN_IF, pos), **tail = &n->kids;
     bool old = p->soft;
+    p->ifs++;
     for (bool more = true; more;) {
         ks_tnode *arm = ks__tp_node(p, KS_TN_IF, ks__tp_cur(p)->pos);
         p->soft = true;
@@ -52,6 +55,7 @@ static ks_tnode *parse_if(ks_tparse *p, uint32_t pos)
         append(n, &tail, arm);
     }
     p->at++; /* endif */
+    p->ifs--;
     p->soft = old;
     return n;
 }
@@ -59,20 +63,33 @@ static ks_tnode *parse_if(ks_tparse *p, uint32_t pos)
 /* Marks names as assigned; anything else cannot be. */
 static void check_target(ks_tparse *p, const ks_tnode *n, bool with_ns)
 {
+    if (p->fors && n->op == KS_TN_NAME && n->sym == KS_TSYM_LOOP)
+        ks__tp_fail(p, n->pos, "'loop' cannot be assigned inside of a loop: it is the loop's own");
     if (n->op == KS_TN_NAME || (with_ns && n->op == KS_TN_NSREF)) return;
     if (n->op != KS_TN_TUPLE) ks__tp_fail(p, n->pos, "this cannot be assigned to: a name is needed");
     for (const ks_tnode *k = n->kids; k; k = k->next) check_target(p, k, with_ns);
+}
+
+/* After the whole statement: what it reads comes first. */
+static void note_stores(ks_tparse *p, const ks_tnode *n)
+{
+    if (n->op == KS_TN_NAME) ks__tp_use(p, n->sym, true);
+    if (n->op == KS_TN_NSREF) ks__tp_use(p, n->sym, false);
+    for (const ks_tnode *k = n->op == KS_TN_TUPLE ? n->kids : NULL; k; k = k->next) note_stores(p, k);
 }
 
 static ks_tnode *parse_for(ks_tparse *p, uint32_t pos)
 {
     static const char *const ends[] = { "else", "endfor", NULL };
     ks_tnode *n = ks__tp_node(p, KS_TN_FOR, pos);
+    p->fors++;
     n->a = ks__tp_tuple(p, true, true, false, "in");
     check_target(p, n->a, false);
     if (!ks__tp_skip_name(p, "in")) ks__tp_unexpected(p, "'in'");
     n->b = ks__tp_tuple(p, false, false, false, "recursive");
+    p->scopes++;
     if (ks__tp_skip_name(p, "if")) n->c = ks__tp_expr(p, true);
+    p->scopes--;
     n->sub = ks__tp_skip_name(p, "recursive");
     p->loops++;
     n->body = parse_body(p, false, ends);
@@ -81,6 +98,7 @@ static ks_tnode *parse_for(ks_tparse *p, uint32_t pos)
         n->other = parse_body_to(p, false, "endfor");
     else
         p->at++;
+    p->fors--;
     return n;
 }
 
@@ -92,11 +110,13 @@ static ks_tnode *parse_set(ks_tparse *p, uint32_t pos)
         ks_tnode *n = ks__tp_node(p, KS_TN_SET, pos);
         n->a = target;
         n->b = ks__tp_tuple(p, true, false, false, NULL);
+        note_stores(p, target);
         return n;
     }
     ks_tnode *n = ks__tp_node(p, KS_TN_SETBLOCK, pos);
     n->a = target;
     n->b = ks__tp_filters(p, NULL, false);
+    note_stores(p, target);
     n->body = parse_body_to(p, false, "endset");
     return n;
 }
@@ -125,10 +145,7 @@ static void parse_signature(ks_tparse *p, ks_tparams *m)
         } else if (optional) {
             ks__tp_fail(p, t->pos, "a parameter without a default follows one with a default");
         }
-        if (syms[m->n] == KS_TSYM_CALLER) {
-            if (!defaults[m->n]) ks__tp_fail(p, t->pos, "the parameter 'caller' must be left out or have a default");
-            m->names_caller = true;
-        }
+        m->names_caller |= syms[m->n] == KS_TSYM_CALLER;
         m->n++;
     }
     p->at++;
@@ -143,7 +160,7 @@ static void parse_signature(ks_tparse *p, ks_tparams *m)
 }
 
 /* Body of a macro or call block; `varargs`, `kwargs`, `caller` in it are noted in its parameters. */
-static ks_tnode *parse_macro_body(ks_tparse *p, ks_tparams *m, const char *end)
+static ks_tnode *parse_macro_body(ks_tparse *p, ks_tparams *m, uint32_t pos, const char *end)
 {
     uint32_t loops = p->loops;
     p->loops = 0;
@@ -153,6 +170,8 @@ static ks_tnode *parse_macro_body(ks_tparse *p, ks_tparams *m, const char *end)
     p->macro = m->outer;
     p->loops = loops;
     for (uint32_t i = 0; i < m->n; i++) { /* a parameter of that name is a plain parameter */
+        if (m->syms[i] == KS_TSYM_CALLER && m->uses_caller && !m->defaults[i])
+            ks__tp_fail(p, pos, "the parameter 'caller' must be left out or have a default");
         m->uses_varargs &= m->syms[i] != KS_TSYM_VARARGS;
         m->uses_kwargs &= m->syms[i] != KS_TSYM_KWARGS;
         m->uses_caller &= m->syms[i] != KS_TSYM_CALLER;
@@ -166,9 +185,12 @@ static ks_tnode *parse_macro(ks_tparse *p, uint32_t pos)
     const ks_ttoken *t = ks__tp_expect_name(p);
     n->sym = ks__tp_sym(p, t->p, t->n);
     n->name = p->t->syms[n->sym];
+    ks__tp_use(p, n->sym, true);
     n->params = ks__tp_alloc(p, sizeof *n->params);
+    p->scopes++;
     parse_signature(p, n->params);
-    n->body = parse_macro_body(p, n->params, "endmacro");
+    p->scopes--;
+    n->body = parse_macro_body(p, n->params, pos, "endmacro");
     return n;
 }
 
@@ -180,7 +202,7 @@ static ks_tnode *parse_call_block(ks_tparse *p, uint32_t pos)
     if (ks__tp_is_op(p, '(')) parse_signature(p, n->params);
     n->a = ks__tp_expr(p, true);
     if (n->a->op != KS_TN_CALL) ks__tp_fail(p, n->a->pos, "'call' needs the call of a macro");
-    n->body = parse_macro_body(p, n->params, "endcall");
+    n->body = parse_macro_body(p, n->params, pos, "endcall");
     return n;
 }
 
@@ -240,7 +262,7 @@ static ks_tnode *parse_autoescape(ks_tparse *p, uint32_t pos)
 {
     ks_tnode *n = ks__tp_node(p, KS_TN_AUTOESCAPE, pos);
     n->a = ks__tp_expr(p, true);
-    n->body = parse_body_to(p, p->soft, "endautoescape");
+    n->body = parse_body_to(p, false, "endautoescape");
     return n;
 }
 

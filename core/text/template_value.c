@@ -448,6 +448,8 @@ static bool next_str(ks_trun *r, ks_titer *it, ks_tv *ret)
 
 static bool next_entry(ks_trun *r, ks_titer *it, ks_tv *ret)
 {
+    if (it->src.kind != KS_TV_DICT && it->src.kind != KS_TV_VIEW)
+        ks__tr_fail(r, "items needs a mapping, not '%s'", ks__tv_type(it->src));
     const ks_tdict *d = it->src.u.d;
     if (it->at >= d->n) return false;
     size_t i = it->at++;
