@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define PATTERN_BYTES_MAX 65536u /* the longest in use, DeepSeek-LLM's, has 3,000 */
-#define NODES_MAX 2048u
+#define NODES_MAX 512u
 #define DEPTH_MAX 16u
 #define UNBOUNDED UINT32_MAX
 #define STEPS_MIN 1000000u
@@ -479,7 +479,7 @@ static bool first_bytes(const ks_pattern *p, uint32_t k, bool *first)
         for (uint32_t i = 0; i < d->n_alt; i++) empty |= first_bytes(p, p->alts[d->alt + i], first);
         return empty;
     case NODE_SET:
-        for (uint32_t c = 0; c < 256; c++) first[c] |= c < 0x80 ? d->set->ascii[c] == 1 : d->set->other;
+        for (uint32_t c = 0; c < 256; c++) first[c] |= d->set->byte[c] != 0;
         return d->min ? false : first_bytes(p, d->next, first);
     default: return first_bytes(p, d->next, first);
     }
@@ -531,7 +531,7 @@ typedef struct matcher {
 
 static inline bool has(const ks_uni_set *set, const uint8_t *s, uint32_t *ret_len)
 {
-    uint8_t f = set->ascii[*s];
+    uint8_t f = set->byte[*s];
     *ret_len = 1;
     return f == 2 ? ks_uni_set_has(set, ks_uni_get(s, ret_len)) : f;
 }
@@ -549,7 +549,7 @@ static size_t run_set(const matcher *m, const node *d, size_t at, uint32_t *ret_
     const ks_uni_set *set = d->set;
     uint32_t count = 0;
     while (count < d->max && at < m->n) {
-        uint8_t f = set->ascii[m->s[at]];
+        uint8_t f = set->byte[m->s[at]];
         uint32_t len = 1;
         if (f != 1 && (!f || !ks_uni_set_has(set, ks_uni_get(m->s + at, &len)))) break;
         at += len;
@@ -650,7 +650,7 @@ int ks_pattern_from_ranges(ks_uni_ranges *a, ks_pattern **ret, ks_err *err)
         if (p->nodes[i].type == NODE_SET) p->nodes[i].set = s;
     ks_uni_set_free(p->sets[0]);
     p->sets[0] = s;
-    for (uint32_t c = 0; c < 256; c++) p->starts[c] = c < 0x80 ? s->ascii[c] == 1 : s->other;
+    for (uint32_t c = 0; c < 256; c++) p->starts[c] = s->byte[c] != 0;
     return 0;
 }
 

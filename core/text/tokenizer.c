@@ -262,6 +262,14 @@ int ks_tokenizer_parse(const char *json, size_t n, const char *config, size_t co
     return load(load_json, json, n, config, config_n, ret, err);
 }
 
+int ks_tokenizer_parse_file(const char *name, const char *text, size_t n, const char *config, size_t config_n,
+                            ks_tokenizer **ret, ks_err *err)
+{
+    for (size_t i = 0; i < KS_COUNT(sources); i++)
+        if (!strcmp(name, sources[i].name)) return load(sources[i].load, text, n, config, config_n, ret, err);
+    return ks_fail(err, KS_E_NOTFOUND, "'%s' is no tokenizer file that is known", name);
+}
+
 int ks_tokenizer_open(const char *dir, ks_tokenizer **ret, ks_err *err)
 {
     char *text = NULL, *config = NULL;

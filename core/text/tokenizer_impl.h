@@ -197,6 +197,9 @@ KS_MUST_CHECK int ks_tokenizer_load_spm(ks_tokenizer *t, const char *bytes, size
                                         size_t config_n, ks_err *err);
 /* tokenizer_config.json: names, missing added tokens. Before ks_tokenizer_finish. */
 KS_MUST_CHECK int ks_tokenizer_load_config(ks_tokenizer *t, const char *config, size_t n, ks_err *err);
+/* As if a directory had this file, for fuzzing. */
+KS_MUST_CHECK int ks_tokenizer_parse_file(const char *name, const char *text, size_t n, const char *config,
+                                          size_t config_n, ks_tokenizer **ret, ks_err *err);
 /* Adds or changes one, as the reference does; the id follows from the vocabulary. */
 KS_MUST_CHECK int ks_tokenizer_add(ks_tokenizer *t, const ks_added *a, ks_err *err);
 /* Tables over all tokens. */

@@ -380,29 +380,28 @@ static int add_decoder(ks_tokenizer *t, ks_val v, uint32_t depth, ks_err *err)
 
 /* ---- Model */
 
-static int read_vocab(ks_vocab *v, ks_val vocab, ks_err *err)
+/* The reader stands on '{'. What is wrong with the JSON itself is left to the caller, here and for the merges. */
+static int read_vocab(ks_vocab *v, ks_json *j, ks_err *err)
 {
     ks_buf key;
-    ks_json j;
     int rc = 0, token;
     ks_buf_init(&key, 0);
-    ks_json_init(&j, vocab.p, vocab.n, KS_VAL_DEPTH);
-    (void)ks_json_next(&j); /* '{': the whole text was checked before */
-    while (!rc && (token = ks_json_next(&j)) == KS_JSON_KEY) {
-        const char *s = j.tok;
-        size_t n = j.tok_bytes;
-        if (j.escaped) {
+    while (!rc && ks_json_next(j) == KS_JSON_KEY) {
+        const char *s = j->tok;
+        size_t n = j->tok_bytes;
+        if (j->escaped) {
             key.n = 0;
-            ks_buf_add(&key, j.tok, n + 1); /* makes room; the unescaped text is not longer */
+            ks_buf_add(&key, j->tok, n + 1); /* makes room; the unescaped text is not longer */
             if (key.failed) {
                 rc = no_memory(err);
                 break;
             }
-            (void)ks_json_str(&j, key.p, n + 1, &n); /* fits */
+            (void)ks_json_str(j, key.p, n + 1, &n); /* fits */
             s = key.p;
         }
         uint64_t id;
-        if (ks_json_next(&j) != KS_JSON_NUMBER || ks_json_u64(&j, &id) || id > KS_TOK_ID_MAX)
+        if ((token = ks_json_next(j)) < 0) break;
+        if (token != KS_JSON_NUMBER || ks_json_u64(j, &id) || id > KS_TOK_ID_MAX)
             rc = ks_fail(err, KS_E_FORMAT, "the id of token '%.*s' is not an integer from 0 to %u", (int)KS_MIN(n, 80),
                          s, KS_TOK_ID_MAX);
         else
@@ -473,18 +472,16 @@ static int read_merge(merge_reader *m, ks_json *j, int token, ks_err *err)
     return add_merge(m, left, err);
 }
 
-static int read_merges(ks_bpe *b, ks_val merges, ks_err *err)
+/* The reader stands on '['. */
+static int read_merges(ks_bpe *b, ks_json *j, ks_err *err)
 {
     merge_reader m = { .b = b };
-    ks_json j;
     ks_buf_init(&m.text, 0);
     int rc = ks_bpe_reserve(b, b->vocab.count, err); /* as many as entries, in most files */
-    ks_json_init(&j, merges.p, merges.n, KS_VAL_DEPTH);
-    (void)ks_json_next(&j); /* '[' */
-    for (int token; !rc && (token = ks_json_next(&j)) > 0 && token != KS_JSON_ARRAY_END;)
-        rc = read_merge(&m, &j, token, err);
+    for (int token; !rc && (token = ks_json_next(j)) > 0 && token != KS_JSON_ARRAY_END;)
+        rc = read_merge(&m, j, token, err);
     ks_buf_fini(&m.text);
-    return rc;
+    return j->error ? 0 : rc;
 }
 
 static int read_affix(ks_tokenizer *t, ks_val v, char **ret, size_t *ret_n, ks_err *err)
@@ -523,10 +520,14 @@ static int read_model(ks_tokenizer *t, const ks_val m[N_MODEL], ks_err *err)
     b->fuse_unk = ks_val_true(m[FUSE]);
     b->byte_fallback = ks_val_true(m[FALLBACK]);
     b->ignore_merges = ks_val_true(m[IGNORE]);
-    int rc = read_affix(t, m[PREFIX], &b->prefix, &b->prefix_n, err);
+    int rc = b->prefix ? 0 : read_affix(t, m[PREFIX], &b->prefix, &b->prefix_n, err);
     if (!rc) rc = read_affix(t, m[SUFFIX], &b->suffix, &b->suffix_n, err);
-    if (!rc) rc = read_vocab(&b->vocab, m[VOCAB], err);
-    if (!rc) rc = read_merges(b, m[MERGES], err);
+    if (!rc && m[MERGES].p) { /* they came before what they need */
+        ks_json j;
+        ks_json_init(&j, m[MERGES].p, m[MERGES].n, KS_VAL_DEPTH);
+        (void)ks_json_next(&j); /* '[': checked before */
+        rc = read_merges(b, &j, err);
+    }
     if (rc) return rc;
     size_t n = 0;
     char *unk = ks_val_none(m[UNK]) ? NULL : ks_val_str(m[UNK], &t->arena, &n);
@@ -571,17 +572,36 @@ static void keep(ks_json *j, int token, const ks_val *key, const char *const *na
         if (ks_val_is(*key, names[i])) ret[i] = v;
 }
 
+/* The vocabulary and, if all that they need came before, the merges are read where they stand: they are nearly all of
+ * the file. */
+static int model_member(ks_tokenizer *t, ks_json *j, int token, const ks_val *key, ks_val m[N_MODEL], ks_err *err)
+{
+    ks_bpe *b = &t->bpe;
+    if (token == KS_JSON_OBJECT && !b->vocab.count && ks_val_is(*key, "vocab")) {
+        m[VOCAB].type = token;
+        return read_vocab(&b->vocab, j, err);
+    }
+    if (token == KS_JSON_ARRAY && b->vocab.count && m[PREFIX].type && !m[MERGES].type && ks_val_is(*key, "merges")) {
+        m[MERGES].type = token;
+        int rc = read_affix(t, m[PREFIX], &b->prefix, &b->prefix_n, err);
+        return rc ? rc : read_merges(b, j, err);
+    }
+    keep(j, token, key, model_names, N_MODEL, m);
+    return 0;
+}
+
 /* Finds the parts of the file and of its model, and checks all of its JSON, in one pass. */
-static int scan_file(const char *json, size_t n, ks_val file[N_FILE], ks_val model[N_MODEL], ks_err *err)
+static int scan_file(ks_tokenizer *t, const char *json, size_t n, ks_val file[N_FILE], ks_val model[N_MODEL],
+                     ks_err *err)
 {
     static const char what[] = "tokenizer.json";
     ks_json j;
-    int token;
+    int token, rc = 0;
     bool in_model = false, seen = false;
     ks_json_init(&j, json, n, KS_VAL_DEPTH);
     if (ks_json_next(&j) != KS_JSON_OBJECT)
         return j.error ? ks_json_fail(&j, err, what) : bad("tokenizer.json's outermost object", err);
-    while ((token = ks_json_next(&j)) > 0) {
+    while (!rc && (token = ks_json_next(&j)) > 0) {
         if (token == KS_JSON_OBJECT_END) {
             in_model = false; /* or the end of the file: END follows */
             continue;
@@ -590,23 +610,23 @@ static int scan_file(const char *json, size_t n, ks_val file[N_FILE], ks_val mod
         token = ks_json_next(&j);
         if (token < 0) break;
         if (in_model) {
-            keep(&j, token, &key, model_names, N_MODEL, model);
+            rc = model_member(t, &j, token, &key, model, err);
         } else if (token == KS_JSON_OBJECT && !seen && ks_val_is(key, "model")) {
             in_model = seen = true;
         } else {
             keep(&j, token, &key, file_names, N_FILE, file);
         }
     }
-    if (token < 0) return ks_json_fail(&j, err, what);
-    return seen ? 0 : bad("tokenizer.json's 'model' (an object)", err);
+    if (j.error) return ks_json_fail(&j, err, what);
+    return rc || seen ? rc : bad("tokenizer.json's 'model' (an object)", err);
 }
 
 int ks_tokenizer_load_json(ks_tokenizer *t, const char *json, size_t n, ks_err *err)
 {
     ks_val m[N_FILE] = { { 0 } }, model[N_MODEL] = { { 0 } };
-    int rc = scan_file(json, n, m, model, err);
-    if (rc) return rc;
     t->bpe.vocab.id_limit = (uint32_t)KS_MIN(KS_TOK_ID_MAX, KS_MAX(n, 65535)); /* an entry takes more than a byte */
+    int rc = scan_file(t, json, n, m, model, err);
+    if (rc) return rc;
     if ((rc = add_normalizer(t, m[NORM], 0, err)) || (rc = add_pretokenizer(t, m[PRE], 0, err)) ||
         (rc = add_postprocessor(t, m[POST], 0, err)) || (rc = add_decoder(t, m[DEC], 0, err)) ||
         (rc = read_model(t, model, err)))

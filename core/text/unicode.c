@@ -210,43 +210,50 @@ void ks_uni_add_old_punctuation(ks_uni_ranges *a)
 
 /* ---- Sets */
 
-/* Pages of 256 bits; the empty and the full page are shared, the others are few for any real class. */
+/* Marks lo to hi in the pages; the empty and the full page (0 and 1) are shared, the others are few for any real class.
+ */
+static void mark(ks_uni_set *s, uint16_t *used, uint32_t lo, uint32_t hi)
+{
+    for (uint32_t cp = lo; cp <= hi;) {
+        uint32_t page = cp >> 8, last = KS_MIN(hi, page << 8 | 255);
+        if ((cp & 255) == 0 && (last & 255) == 255) {
+            s->page[page] = 1;
+        } else {
+            if (!s->page[page]) s->page[page] = (*used)++;
+            for (uint32_t c = cp; c <= last; c++) s->bits[s->page[page]][(c >> 6) & 3] |= UINT64_C(1) << (c & 63);
+        }
+        cp = last + 1;
+    }
+}
+
 ks_uni_set *ks_uni_set_new(ks_uni_ranges *a)
 {
     ks_uni_tidy(a);
-    if (a->failed) return NULL;
-    size_t n_pages = 2;
-    for (size_t i = 0; i < a->n; i++) n_pages += 2; /* a range has at most two pages that it does not fill */
-    ks_uni_set *s = ks_calloc(1, sizeof *s);
-    uint64_t(*bits)[4] = ks_calloc(n_pages, sizeof *bits);
-    if (!s || !bits) {
-        free(s);
-        free(bits);
+    ks_uni_set *s = a->failed ? NULL : ks_calloc(1, sizeof *s);
+    if (!s) return NULL;
+    bool other = false;
+    for (size_t i = 0; i < a->n; i++) {
+        for (uint32_t c = a->r[i].lo; c <= a->r[i].hi && c < 0x80; c++) s->byte[c] = 1;
+        other |= a->r[i].hi >= 0x80;
+    }
+    if (!other) return s;
+    memset(s->byte + 0x80, 2, 0x80);
+    s->page = ks_calloc((KS_UNI_MAX >> 8) + 1, sizeof *s->page);
+    s->bits = ks_calloc(2 + 2 * a->n, sizeof *s->bits); /* a range has at most two pages that it does not fill */
+    if (!s->page || !s->bits) {
+        ks_uni_set_free(s);
         return NULL;
     }
-    s->bits = bits;
-    memset(bits[1], 0xff, sizeof bits[1]);
+    memset(s->bits[1], 0xff, sizeof s->bits[1]);
     uint16_t used = 2;
-    for (size_t i = 0; i < a->n; i++) {
-        for (uint32_t cp = a->r[i].lo; cp <= a->r[i].hi;) {
-            uint32_t page = cp >> 8, last = KS_MIN(a->r[i].hi, page << 8 | 255);
-            if ((cp & 255) == 0 && (last & 255) == 255) {
-                s->page[page] = 1;
-            } else {
-                if (!s->page[page]) s->page[page] = used++;
-                for (uint32_t c = cp; c <= last; c++) bits[s->page[page]][(c >> 6) & 3] |= UINT64_C(1) << (c & 63);
-            }
-            if (last >= 0x80) s->other = true;
-            cp = last + 1;
-        }
-    }
-    for (uint32_t c = 0; c < 256; c++) s->ascii[c] = c < 0x80 ? ks_uni_set_has(s, c) : 2;
+    for (size_t i = 0; i < a->n; i++) mark(s, &used, a->r[i].lo, a->r[i].hi);
     return s;
 }
 
 void ks_uni_set_free(ks_uni_set *s)
 {
     if (!s) return;
+    free(s->page);
     free(s->bits);
     free(s);
 }

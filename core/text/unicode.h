@@ -40,10 +40,9 @@ void ks_uni_add_old_punctuation(ks_uni_ranges *a);
 
 /* A set that answers in two loads. Immutable after ks_uni_set_new. */
 typedef struct ks_uni_set {
-    uint8_t ascii[256]; /* 1: member, 0: not, 2: a lead byte, decode it */
-    uint16_t page[(KS_UNI_MAX >> 8) + 1];
+    uint8_t byte[256]; /* by first byte: 1: member, 0: not, 2: decode it and ask ks_uni_set_has */
+    uint16_t *page;    /* into bits, by code point / 256; NULL: only ASCII, as nearly all literals */
     uint64_t (*bits)[4];
-    bool other; /* has any member above ASCII */
 } ks_uni_set;
 
 ks_uni_set *ks_uni_set_new(ks_uni_ranges *a); /* NULL: out of memory, now or when the ranges were built */
@@ -51,7 +50,8 @@ void ks_uni_set_free(ks_uni_set *s);
 
 static inline bool ks_uni_set_has(const ks_uni_set *s, uint32_t cp)
 {
-    return s->bits[s->page[cp >> 8]][(cp >> 6) & 3] >> (cp & 63) & 1;
+    if (cp < 0x80) return s->byte[cp];
+    return s->page && s->bits[s->page[cp >> 8]][(cp >> 6) & 3] >> (cp & 63) & 1;
 }
 
 /* The code point at p, which must be the start of a well-formed sequence; *ret_len 1 to 4. */

@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -301,6 +302,50 @@ static void encode_appends_and_checks_its_text(void **state)
     ks_tokenizer_close(t);
 }
 
+static void *encode_often(void *arg)
+{
+    const ks_tokenizer *t = arg;
+    for (int i = 0; i < 200; i++) {
+        ks_err err = { 0 };
+        int32_t *ids = NULL;
+        size_t n = 0;
+        if (ks_tokenizer_encode(t, "abc abc <x> e\u0301", 16, 0, &ids, &n, &err) || n != 11) return arg;
+        free(ids);
+    }
+    return NULL;
+}
+
+static void many_threads_encode_with_one_tokenizer(void **state)
+{
+    (void)state;
+    const tok_parts p = { .merges = "b c,a b",
+                          .normalizer = "{\"type\":\"NFC\"}",
+                          .added = "{\"id\":256,\"content\":\"<x>\",\"special\":true" PLAIN "}" };
+    ks_tokenizer *t = tok_make(&p);
+    pthread_t thread[4];
+    for (int i = 0; i < 4; i++) assert_int_equal(pthread_create(&thread[i], NULL, encode_often, t), 0);
+    for (int i = 0; i < 4; i++) {
+        void *bad = NULL;
+        assert_int_equal(pthread_join(thread[i], &bad), 0);
+        assert_null(bad);
+    }
+    ks_tokenizer_close(t);
+}
+
+/* Members may come in any order: merges before what they need are read later. */
+static void members_of_the_file_come_in_any_order(void **state)
+{
+    (void)state;
+    static const char json[] =
+        "{\"decoder\":null,\"model\":{\"merges\":[\"a ##b\"],\"vocab\":{\"a\":0,\"##b\":1,\"ab\":2},"
+        "\"continuing_subword_prefix\":\"##\",\"type\":\"BPE\"},\"added_tokens\":[]}";
+    ks_err err = { 0 };
+    ks_tokenizer *t = NULL;
+    if (ks_tokenizer_parse(json, strlen(json), NULL, 0, &t, &err)) fail_msg("%s", err.msg);
+    assert_string_equal(tok_show(t, "ab", 0), "ab");
+    ks_tokenizer_close(t);
+}
+
 /* ---- Errors */
 
 static void refuse_json(const char *json, int code, const char *why)
@@ -540,6 +585,8 @@ int main(void)
         cmocka_unit_test(post_processors_wrap_the_ids),
         cmocka_unit_test(config_names_tokens_and_adds_missing_ones),
         cmocka_unit_test(encode_appends_and_checks_its_text),
+        cmocka_unit_test(many_threads_encode_with_one_tokenizer),
+        cmocka_unit_test(members_of_the_file_come_in_any_order),
         cmocka_unit_test(files_that_are_wrong_say_where),
         cmocka_unit_test(steps_that_cannot_be_reproduced_are_named),
         cmocka_unit_test(rank_files_merge_by_id),
