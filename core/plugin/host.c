@@ -2,6 +2,7 @@
 #include "base/base.h"
 #include "base/log.h"
 #include "plugin/impl.h"
+#include <malloc.h>
 
 static void host_log(const ks_host *h, int32_t level, const char *msg) /* [any] */
 {
@@ -11,16 +12,24 @@ static void host_log(const ks_host *h, int32_t level, const char *msg) /* [any] 
 
 static void *host_alloc(const ks_host *h, size_t bytes, size_t align) /* [any] */
 {
+    ks_entry *e = h->ctx;
     void *p = NULL;
-    (void)h;
     if (align < sizeof(void *)) align = sizeof(void *);
-    return posix_memalign(&p, align, bytes ? bytes : 1) ? NULL : p;
+    if (posix_memalign(&p, align, bytes ? bytes : 1)) return NULL;
+    atomic_fetch_add_explicit(&e->held, malloc_usable_size(p), memory_order_relaxed);
+    return p;
 }
 
 static void host_free(const ks_host *h, void *p) /* [any] */
 {
-    (void)h;
+    ks_entry *e = h->ctx;
+    if (p) atomic_fetch_sub_explicit(&e->held, malloc_usable_size(p), memory_order_relaxed);
     free(p);
+}
+
+size_t ks_plugin_mem_bytes(const ks_plugin_entry *p)
+{
+    return atomic_load_explicit(&((const ks_entry *)p)->held, memory_order_relaxed); /* pub is its first member */
 }
 
 static void host_parallel(const ks_host *h, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg) /* [engine] */

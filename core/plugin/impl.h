@@ -3,6 +3,7 @@
 #define KS_PLUGIN_IMPL_H
 
 #include "plugin/plugin.h"
+#include <stdatomic.h>
 
 #define KS_MAX_PLUGINS 256u
 #define KS_MAX_KERNELS 1024u /* rows of one plugin */
@@ -25,7 +26,8 @@ typedef struct ks_entry {
     } iface;
     ks_kernel *rows;    /* (n_kernels) */
     ks_option *options; /* (n_options) */
-    bool loaded;        /* the descriptor is valid */
+    bool loaded;        /* the descriptor is valid, and this CPU has what it asks for */
+    atomic_size_t held; /* bytes from host.alloc: a count, nothing is ordered by it */
 } ks_entry;
 
 struct ks_registry {
@@ -34,7 +36,7 @@ struct ks_registry {
     uint32_t n;
 };
 
-/* load.c: opens the file and checks the descriptor; on failure the entry is refused and says why. */
+/* load.c: checks the file, loads it and checks the descriptor; on failure the entry is refused and says why. */
 void ks__plugin_load(ks_entry *e);
 /* Checks and copies a descriptor; KS_E_ codes with the sentence in err. */
 KS_MUST_CHECK int ks__plugin_take(ks_entry *e, const ks_plugin *desc, ks_err *err);
@@ -42,7 +44,11 @@ KS_MUST_CHECK int ks__plugin_take(ks_entry *e, const ks_plugin *desc, ks_err *er
 void ks__host_init(ks_entry *e);
 /* options.c: defaults, then the settings of this plugin's section. */
 KS_MUST_CHECK int ks__plugin_options(ks_entry *e, ks_err *err);
+/* Sets `why`, one line whatever the plugin wrote. */
+void ks__say(ks_entry *e, const char *fmt, ...) KS_PRINTF(2, 3);
 void ks__refuse(ks_entry *e, const char *fmt, ...) KS_PRINTF(2, 3);
+/* select.c: the higher score, then the name; never the order in a folder. */
+bool ks__better(const ks_entry *a, const ks_entry *b);
 /* registry.c: loads, checks, configures and probes one file. */
 KS_MUST_CHECK int ks__registry_add_file(ks_registry *r, const char *path, ks_entry **ret, ks_err *err);
 

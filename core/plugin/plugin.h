@@ -19,7 +19,7 @@ typedef struct ks_registry ks_registry;
 typedef struct ks_plugin_entry {
     const char *path; /* of the file; "(built in)" for core/ref */
     const char *name; /* of the descriptor, or derived from the file's name if it is unreadable */
-    ks_plugin desc;   /* the host's own zero-filled copy; all zero if unreadable */
+    ks_plugin desc;   /* the host's own zero-filled copy; nothing but the kind if it was not loaded or is broken */
     int state;
     int32_t score;
     char why[256];
@@ -58,6 +58,8 @@ KS_MUST_CHECK int ks_registry_add(ks_registry *r, const ks_plugin *desc, const c
 KS_MUST_CHECK int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *err);
 /* open() of a chosen plugin, once. */
 KS_MUST_CHECK int ks_registry_start(ks_registry *r, ks_plugin_entry *e, ks_err *err);
+/* Bytes it holds now from ks_host.alloc. [any] */
+size_t ks_plugin_mem_bytes(const ks_plugin_entry *e);
 /* The loader that recognises the file, opened. */
 KS_MUST_CHECK int ks_registry_loader(ks_registry *r, const char *path, ks_plugin_entry **ret, ks_err *err);
 

@@ -36,13 +36,14 @@ static void probe(ks_entry *e)
     uint64_t t0 = ks_now_ns();
     int rc = e->pub.desc.probe(&e->host, e->pub.opts, &p, &err);
     uint64_t ms = (ks_now_ns() - t0) / 1000000;
+    err.msg[sizeof err.msg - 1] = 0; /* written by others */
     if (rc) {
         ks__refuse(e, "%s", err.msg[0] ? err.msg : ks_error_text(rc));
         return;
     }
     if (p.score) e->pub.score = p.score;
     p.detail[sizeof p.detail - 1] = 0;
-    if (p.detail[0]) (void)snprintf(e->pub.why, sizeof e->pub.why, "%s", p.detail);
+    if (p.detail[0]) ks__say(e, "%s", p.detail);
     if (ms > KS_PROBE_SLOW_MS)
         ks_log(KS_LOG_DEBUG, "plugins", "probe() of '%s' took %llu ms: at most %u are allowed", e->name,
                (unsigned long long)ms, KS_PROBE_SLOW_MS);
@@ -57,14 +58,20 @@ static int configure(ks_entry *e, ks_err *err)
     return rc;
 }
 
+/* e is the last entry. */
+static void refuse_second(const ks_registry *r, ks_entry *e)
+{
+    for (uint32_t i = 0; i + 1 < r->n && e->pub.state != KS_PLUGIN_REFUSED; i++)
+        if (r->entry[i]->loaded && strcmp(r->entry[i]->name, e->name) == 0)
+            ks__refuse(e, "a plugin of that name was found first: %.180s", r->entry[i]->path);
+}
+
 int ks__registry_add_file(ks_registry *r, const char *path, ks_entry **ret, ks_err *err)
 {
     ks_entry *e = entry_new(r, path, err);
     if (!e) return KS_E_NOMEM;
     ks__plugin_load(e);
-    for (uint32_t i = 0; i + 1 < r->n; i++)
-        if (e->pub.state != KS_PLUGIN_REFUSED && r->entry[i]->loaded && strcmp(r->entry[i]->name, e->name) == 0)
-            ks__refuse(e, "a plugin of that name was found first: %.180s", r->entry[i]->path);
+    refuse_second(r, e);
     if (ret) *ret = e;
     return configure(e, err);
 }
@@ -136,6 +143,8 @@ void ks_registry_close(ks_registry *r)
     for (uint32_t i = r->n; i-- > 0;) {
         ks_entry *e = r->entry[i];
         if (e->pub.state == KS_PLUGIN_OPEN && e->pub.desc.close) e->pub.desc.close(e->pub.self);
+        size_t left = ks_plugin_mem_bytes(&e->pub);
+        if (left) ks_log(KS_LOG_DEBUG, "plugins", "'%s' left %zu bytes behind after close()", e->name, left);
         for (uint32_t k = 0; e->pub.opts && k < e->pub.desc.n_options; k++)
             if (e->pub.desc.options[k].type == KS_OPT_STR)
                 free(*(char **)((char *)e->pub.opts + e->pub.desc.options[k].offset));
@@ -170,20 +179,27 @@ int ks_registry_add(ks_registry *r, const ks_plugin *desc, const char *path, ks_
     ks_entry *e = entry_new(r, path, err);
     if (!e) return KS_E_NOMEM;
     int rc = ks__plugin_take(e, desc, err);
-    return rc ? rc : configure(e, err);
+    if (rc) {
+        ks__refuse(e, "%s", err && err->msg[0] ? err->msg : ks_error_text(rc));
+        return rc;
+    }
+    refuse_second(r, e);
+    return configure(e, err);
 }
 
 int ks_registry_start(ks_registry *r, ks_plugin_entry *p, ks_err *err)
 {
     ks_entry *e = (ks_entry *)p; /* pub is its first member */
-    (void)r;
+    KS_ASSERT(e->registry == r);
     if (p->state == KS_PLUGIN_OPEN) return 0;
     if (p->state == KS_PLUGIN_REFUSED)
         return ks_fail(err, KS_E_STATE, "plugin '%s' cannot be used: %s", p->name, p->why);
     if (p->desc.open) {
         ks_err why = { 0 };
         int rc = p->desc.open(&e->host, p->opts, &p->self, &why);
+        why.msg[sizeof why.msg - 1] = 0; /* written by others */
         if (rc) {
+            p->self = NULL; /* whatever it left there */
             ks__refuse(e, "%s", why.msg[0] ? why.msg : ks_error_text(rc));
             return ks_fail(err, rc < 0 ? rc : KS_E_INTERNAL, "plugin '%s' did not open: %s", p->name, p->why);
         }
@@ -196,6 +212,7 @@ int ks_registry_loader(ks_registry *r, const char *path, ks_plugin_entry **ret, 
 {
     uint8_t head[4096];
     ks_entry *best = NULL;
+    ks_err why = { 0 };
     FILE *f = fopen(path, "re");
     if (!f) return ks_fail(err, errno == ENOENT ? KS_E_NOTFOUND : KS_E_IO, "'%s': %s", path, strerror(errno));
     size_t n = fread(head, 1, sizeof head, f);
@@ -205,11 +222,15 @@ int ks_registry_loader(ks_registry *r, const char *path, ks_plugin_entry **ret, 
     for (uint32_t i = 0; i < r->n; i++) {
         ks_entry *e = r->entry[i];
         if (e->pub.state == KS_PLUGIN_REFUSED || e->pub.desc.kind != KS_KIND_LOADER) continue;
-        int rc = ks_registry_start(r, &e->pub, err);
-        if (rc) return rc;
+        if (ks_registry_start(r, &e->pub, &why)) { /* another may know the file */
+            ks_log(KS_LOG_WARN, "plugins", "%s", why.msg);
+            continue;
+        }
         if (e->iface.loader.sniff(e->pub.self, path, head, n) != 1) continue;
-        if (!best || e->pub.score > best->pub.score) best = e;
+        if (!best || ks__better(e, best)) best = e;
     }
+    if (!best && why.msg[0])
+        return ks_fail(err, KS_E_UNSUPPORTED, "no loader plugin knows the format of '%s', and %s", path, why.msg);
     if (!best)
         return ks_fail(err, KS_E_UNSUPPORTED, "no loader plugin knows the format of '%s' (see `krasis plugins`)", path);
     *ret = &best->pub;

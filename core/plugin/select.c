@@ -7,14 +7,14 @@ struct ks_kernel_table {
     struct row {
         ks_kernel k;
         const char *plugin;
-        int32_t score; /* plugin + row */
+        int64_t score; /* plugin + row */
     } * row;
     uint32_t n;
 };
 
 static const char *const kind_names[] = { "?", "kernels", "device", "loader", "frontend" };
 
-static bool better(const ks_entry *a, const ks_entry *b)
+bool ks__better(const ks_entry *a, const ks_entry *b)
 {
     return a->pub.score != b->pub.score ? a->pub.score > b->pub.score : strcmp(a->name, b->name) < 0;
 }
@@ -32,7 +32,7 @@ static int choose_auto(ks_registry *r, uint32_t kind, ks_err *err)
     for (uint32_t i = 0; i < r->n; i++) {
         ks_entry *e = r->entry[i];
         if (e->pub.state == KS_PLUGIN_REFUSED || e->pub.desc.kind != kind) continue;
-        if (!best || better(e, best)) best = e;
+        if (!best || ks__better(e, best)) best = e;
         if (kind == KS_KIND_KERNELS) chose(e, "fills in the rows that better ones lack");
     }
     if (!best)
@@ -95,17 +95,17 @@ int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *
 
 /* ---- the kernel table */
 
-static bool same(const ks_kernel *a, const ks_kernel *b)
+static uint64_t key(const ks_kernel *k)
 {
-    return a->op == b->op && a->wtype == b->wtype && a->xtype == b->xtype && a->layout == b->layout;
+    return (uint64_t)k->op << 48 | (uint64_t)k->wtype << 32 | (uint64_t)k->xtype << 16 | k->layout;
 }
 
 static void add_row(ks_kernel_table *t, const ks_kernel *k, const ks_entry *e)
 {
-    struct row new = { *k, e->name, e->pub.score + k->score };
+    struct row new = { *k, e->name, (int64_t)e->pub.score + k->score };
     for (uint32_t i = 0; i < t->n; i++) {
         struct row *old = &t->row[i];
-        if (!same(&old->k, k)) continue;
+        if (key(&old->k) != key(k)) continue;
         if (new.score > old->score || (new.score == old->score &&strcmp(new.plugin, old->plugin) < 0)) *old = new;
         return;
     }
@@ -114,11 +114,8 @@ static void add_row(ks_kernel_table *t, const ks_kernel *k, const ks_entry *e)
 
 static int by_key(const void *a, const void *b)
 {
-    const ks_kernel *x = &((const struct row *)a)->k, *y = &((const struct row *)b)->k;
-    const int32_t d[] = { x->op - y->op, x->wtype - y->wtype, x->xtype - y->xtype, x->layout - y->layout };
-    for (size_t i = 0; i < KS_COUNT(d); i++)
-        if (d[i]) return d[i];
-    return 0;
+    uint64_t x = key(&((const struct row *)a)->k), y = key(&((const struct row *)b)->k);
+    return x < y ? -1 : x > y;
 }
 
 int ks_kernel_table_new(ks_registry *r, ks_kernel_table **ret, ks_err *err)
