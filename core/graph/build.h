@@ -51,7 +51,7 @@ typedef void (*ks_arch_fn)(ks_build *b);
 typedef struct ks_arch {
     const char *type; /* model_type of the text part */
     ks_arch_fn build;
-    const char *models; /* well-known checkpoints, for docs/models.md */
+    const char *models, *mixer, *ffn; /* for docs/models.md: well-known checkpoints, what is special */
 } ks_arch;
 
 /* Text in the arena; "" after a failure. */

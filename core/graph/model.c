@@ -9,13 +9,13 @@
 #define CONFIG_BYTES_MAX (16u << 20)        /* real ones have some kilobytes */
 
 static const ks_arch archs[] = {
-#define ARCH_ROW(type, fn, models) { #type, ks__arch_##fn, models },
+#define ARCH_ROW(type, fn, models, mixer, ffn) { #type, ks__arch_##fn, models, mixer, ffn },
     KS_ARCH_MAP(ARCH_ROW)
 #undef ARCH_ROW
 };
 
 static const char *const types[] = {
-#define ARCH_TYPE(type, fn, models) #type,
+#define ARCH_TYPE(type, fn, models, mixer, ffn) #type,
     KS_ARCH_MAP(ARCH_TYPE)
 #undef ARCH_TYPE
         NULL,
@@ -24,6 +24,24 @@ static const char *const types[] = {
 const char *const *ks_model_types(void)
 {
     return types;
+}
+
+void ks_model_markdown(ks_buf *b)
+{
+    ks_buf_adds(b, "# Supported models\n\n"
+                   "<!-- Generated: test_model_config --models > docs/models.md -->\n\n"
+                   "A model is recognised by the `model_type` of its config.json, or of the `text_config` or\n"
+                   "`language_config` in it. A field that would change the result and is not implemented is an error\n"
+                   "that names it.\n\n"
+                   "| `model_type` | checkpoints, for example | attention | feed-forward |\n"
+                   "|---|---|---|---|\n");
+    for (size_t i = 0; i < KS_COUNT(archs); i++)
+        ks_buf_printf(b, "| `%s` | %s | %s | %s |\n", archs[i].type, archs[i].models, archs[i].mixer, archs[i].ffn);
+    ks_buf_adds(
+        b, "\n"
+           "Attention over a KV cache works with `--kv-dtype` f32, bf16 and fp8_e4m3. Rotary types: default, linear,\n"
+           "yarn, llama3; dynamic and longrope up to the length below which their tables are constant (the model's\n"
+           "context is cut there).\n");
 }
 
 static const ks_arch *find_arch(const char *type)

@@ -3,6 +3,7 @@
 #define KS_GRAPH_MODEL_H
 
 #include "base/arena.h"
+#include "base/buf.h"
 #include "store/ckpt.h"
 #include "store/wspec.h"
 
@@ -21,5 +22,7 @@ KS_MUST_CHECK int ks_model_open(const ks_ckpt *c, ks_model *ret, ks_err *err);
 void ks_model_close(ks_model *m); /* a zeroed model is fine */
 /* Supported model types, NULL-terminated. */
 const char *const *ks_model_types(void);
+/* docs/models.md: every type, what it is known from, and what of it is special. */
+void ks_model_markdown(ks_buf *b);
 
 #endif
