@@ -90,6 +90,7 @@ static int make_head(ks_cache *x, ks_err *err)
     }
     while (!b.failed && b.n % 8 != 0) ks_buf_addc(&b, '\n');
     x->head = ks_buf_take(&b, &x->head_bytes);
+    ks_buf_fini(&b); /* holds something only if it failed */
     if (!x->head) return ks_fail(err, KS_E_NOMEM, "out of memory for the head of the weight cache");
     memcpy(h.magic, MAGIC, sizeof h.magic);
     h.head_bytes = x->head_bytes;

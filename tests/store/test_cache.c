@@ -155,7 +155,7 @@ static char *stderr_of(bool (*fn)(const char *, const ks_store_opts *), const ks
 
 static void flip(const char *path, off_t at)
 {
-    uint8_t b;
+    uint8_t b = 0;
     int fd = open(path, O_RDWR);
     assert_true(fd >= 0 && pread(fd, &b, 1, at) == 1);
     b ^= 0x10;
