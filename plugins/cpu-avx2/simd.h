@@ -34,7 +34,7 @@ KS_INLINE __m256 pow2_whole(__m256i n)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 
-/* e^x within 1.1 ulp (measured over all floats): x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^7 (the next term is below
+/* e^x within 1.1 ulp (measured): x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^7 (the next term is below
  * 2^-27). 2^n is applied in two factors so that results below FLT_MIN come out as denormals and large ones as infinity.
  */
 KS_INLINE __m256 exp_8(__m256 x)
