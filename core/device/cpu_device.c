@@ -384,7 +384,7 @@ static int cpu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_
     int rc = check_batch(d, b, err);
     if (rc) return rc;
     d->batch = b;
-    d->regs[d->g->logits].p = b->logits;
+    if (d->g->logits >= 0) d->regs[d->g->logits].p = b->logits;
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin; i < op_end; i++) {
         const ks_op *op = &d->g->ops[i];

@@ -58,10 +58,14 @@ void ks__arch_ernie4_5_moe(ks_build *b)
     e.first = ks__cfg_u32_or(c, "moe_layer_start_index", 1, 0, KS_LAYERS_MAX);
     e.last = read_last(b);
     e.every = ks__cfg_u32_or(c, "moe_layer_interval", 1, 1, KS_LAYERS_MAX);
-    static const char *const ignored[] = { "moe_capacity", "moe_use_aux_free", "num_nextn_predict_layers",
-                                           "use_flash_attention" };
+    static const char *const ignored[] = {
+        "moe_capacity",        "moe_use_aux_free",      "num_nextn_predict_layers",
+        "use_flash_attention", "weight_share_add_bias", "attention_probs_dropout_prob"
+    };
     for (size_t i = 0; i < KS_COUNT(ignored); i++) ks__cfg_ignore(c, ignored[i]);
     ks__cfg_only_str(c, "moe_gate", "topk");
+    ks__cfg_only_bool(c, "use_rmsnorm", true);
+    (void)ks__cfg_f64_or(c, "compression_ratio", 1, 1, 1);
     ks__cfg_off(c, "sliding_window");
     e.rope = ks__rope_read(b, b->head_dim, 500000, 1);
     e.rope.kind = KS_ROPE_INTER;

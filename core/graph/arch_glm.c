@@ -54,7 +54,8 @@ void ks__arch_dots1(ks_build *b)
     ks_cfg *c = &b->cfg;
     struct glm g = { 0 };
     ks__common(b);
-    ks__ds_read(b, "sigmoid", 0, &g.ds);
+    ks__ds_read(b, "noaux_tc", 0, &g.ds); /* what dots' files say for sigmoid scores */
+    ks__cfg_off(c, "use_sliding_window"); /* layer_types would say it */
     bool bias = ks__cfg_bool_or(c, "attention_bias", false);
     g.attn = (ks_gqa) { .q_norm = "self_attn.q_norm", .k_norm = "self_attn.k_norm", .bias_qkv = bias, .bias_o = bias };
     g.window = ks__cfg_u32_or(c, "sliding_window", 0, 0, KS_CTX_MAX);

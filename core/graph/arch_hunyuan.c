@@ -49,6 +49,75 @@ static int16_t ffn(ks_build *b, void *ctx, int16_t h)
     return sum;
 }
 
+/* The files carry the settings of the whole series, images and latent attention included. */
+static void check_fields(ks_cfg *c)
+{
+    static const char *const ignored[] = {
+        "moe_drop_tokens",
+        "moe_random_routing_dropped_token",
+        "eod_token_id",
+        "use_mixed_mlp_moe",
+        "attention_head_dim",
+        "im_start_id",
+        "im_end_id",
+        "im_newline_id",
+        "text_start_id",
+        "text_end_id",
+        "image_token_id",
+        "video_start_id",
+        "video_end_id",
+        "mask_init_id",
+        "pad_id",
+        "eod_id",
+        "routed_scaling_factor",
+        "group_limited_greedy",
+        "norm_topk_prob",
+        "cla_share_factor",
+        "class_num",
+        "dense_list",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "num_media_embeds",
+        "org_vocab_size",
+        "pool_type",
+        "unpad_fn",
+        "xdrope_section",
+        "skip_cls_token",
+        "anyres_pooling_size",
+        "anyres_vit_max_image_size",
+        "anyres_vit_two_views",
+        "max_image_size",
+        "max_video_size",
+        "vit_add_patchemb_bias",
+        "vit_input_resolution",
+        "vit_mapping_type",
+        "vit_norm_type",
+        "vit_patch",
+        "vit_path",
+        "vit_remove_prenorm",
+        "vit_token",
+        "vit_type",
+        "vit_used_rms_norm",
+    };
+    static const char *const off[] = { "use_cla",
+                                       "use_mla",
+                                       "mlp_bias",
+                                       "sliding_window",
+                                       "position_embedding_xdrope",
+                                       "moe_layer_num_skipped",
+                                       "add_classification_head" };
+    for (size_t i = 0; i < KS_COUNT(ignored); i++) ks__cfg_ignore(c, ignored[i]);
+    for (size_t i = 0; i < KS_COUNT(off); i++) ks__cfg_off(c, off[i]);
+    ks__cfg_only_bool(c, "use_qk_norm", true);
+    ks__cfg_only_bool(c, "use_rotary_pos_emb", true);
+    const char *norm = ks__cfg_str_or(c, "norm_type", "rms");
+    if (strcmp(norm, "rms") != 0 && strcmp(norm, "hf_rms") != 0)
+        ks__cfg_fail(c, KS_E_UNSUPPORTED, "'norm_type' = '%.60s' is not supported: rms and hf_rms are", norm);
+}
+
 void ks__arch_hunyuan_v1_moe(ks_build *b)
 {
     ks_cfg *c = &b->cfg;
@@ -67,29 +136,7 @@ void ks__arch_hunyuan_v1_moe(ks_build *b)
                        .norm_eps = 1.1920929e-7f,
                        .e = { .act = b->act } };
     y.shared.act = b->act;
-    static const char *const ignored[] = { "moe_drop_tokens",
-                                           "moe_random_routing_dropped_token",
-                                           "eod_token_id",
-                                           "use_mixed_mlp_moe",
-                                           "attention_head_dim",
-                                           "im_start_id",
-                                           "im_end_id",
-                                           "im_newline_id",
-                                           "text_start_id",
-                                           "text_end_id",
-                                           "image_token_id",
-                                           "video_start_id",
-                                           "video_end_id",
-                                           "mask_init_id",
-                                           "pad_id",
-                                           "eod_id",
-                                           "routed_scaling_factor",
-                                           "group_limited_greedy",
-                                           "norm_topk_prob" };
-    for (size_t i = 0; i < KS_COUNT(ignored); i++) ks__cfg_ignore(c, ignored[i]);
-    ks__cfg_only_bool(c, "use_qk_norm", true);
-    ks__cfg_off(c, "use_cla");
-    ks__cfg_off(c, "sliding_window");
+    check_fields(c);
     y.rope = ks__rope_read(b, b->head_dim, 10000, 1);
     ks__stack(b, &(ks_stack) { .mixer = mixer, .ffn = ffn, .ctx = &y });
 }

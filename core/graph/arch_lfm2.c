@@ -73,6 +73,7 @@ void ks__arch_lfm2_moe(ks_build *b)
                               .n_ff = ks__cfg_u32(c, "moe_intermediate_size", 1, KS_DIM_MAX),
                               .act = b->act } };
     ks__cfg_only_u32(c, "conv_dim", b->d);
+    ks__cfg_only_bool(c, "use_pos_enc", true);
     l.rope = ks__rope_read(b, b->head_dim, 1e6, 1);
     ks__stack(b, &(ks_stack) { .norm_mixer = "operator_norm",
                                .norm_ffn = "ffn_norm",

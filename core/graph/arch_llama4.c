@@ -70,6 +70,14 @@ static void read_layers(ks_build *b, struct llama4 *l)
     l->kinds = ks__layer_kinds(b, "layer_types", kinds);
 }
 
+/* attn_temperature_tuning: older files hold a number for it. */
+static bool tuned(ks_cfg *c)
+{
+    const ks_cfg_node *n = ks__cfg_find(c, "attn_temperature_tuning");
+    if (n && n->kind == KS_CFG_NUMBER) return ks__cfg_u32(c, "attn_temperature_tuning", 0, UINT32_MAX) != 0;
+    return ks__cfg_bool_or(c, "attn_temperature_tuning", true);
+}
+
 void ks__arch_llama4_text(ks_build *b)
 {
     ks_cfg *c = &b->cfg;
@@ -84,7 +92,7 @@ void ks__arch_llama4_text(ks_build *b)
     l.chunk = ks__cfg_u32_or(c, "attention_chunk_size", 8192, 1, KS_CTX_MAX);
     l.temp_scale = (float)ks__cfg_f64_or(c, "attn_scale", 0.1, 0, 1e3);
     l.temp_floor = (float)ks__cfg_f64_or(c, "floor_scale", 8192, 1, 1e9);
-    if (!ks__cfg_bool_or(c, "attn_temperature_tuning", true)) l.temp_floor = 0;
+    if (!tuned(c)) l.temp_floor = 0;
     l.moe = (ks_moe) { .block = "feed_forward",
                        .router = "router",
                        .n_experts = ks__cfg_experts(b),

@@ -166,6 +166,7 @@ static void build(ks_build *b, bool split)
                        .flags = normed ? KS_ROUTE_NORM : 0,
                        .e = { .n_ff = ks__cfg_u32(c, "moe_intermediate_size", 1, KS_DIM_MAX), .act = b->act } };
     ks__cfg_only_bool(c, "attn_output_gate", true);
+    ks__cfg_off(c, "use_sliding_window");
     static const char *const ignored[] = { "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype",
                                            "num_nextn_predict_layers" };
     for (size_t i = 0; i < KS_COUNT(ignored); i++) ks__cfg_ignore(c, ignored[i]);

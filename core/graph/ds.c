@@ -25,7 +25,7 @@ void ks__ds_read(ks_build *b, const char *scoring, uint32_t first_moe, ks_ds *re
                           .e = { .n_ff = n_ff, .act = b->act } };
     if (ks__cfg_bool_or(c, "norm_topk_prob", true)) ret->moe.flags |= KS_ROUTE_NORM;
     ks__cfg_only_str(c, "scoring_func", scoring);
-    if (strcmp(scoring, "sigmoid") == 0) ks__cfg_only_str(c, "topk_method", "noaux_tc");
+    if (strcmp(scoring, "softmax") != 0) ks__cfg_only_str(c, "topk_method", "noaux_tc");
     ks__cfg_only_u32(c, "moe_layer_freq", 1);
     ks__cfg_ignore(c, "num_nextn_predict_layers"); /* they only draft */
     ks__cfg_ignore(c, "moe_router_dtype");

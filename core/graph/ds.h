@@ -13,7 +13,7 @@ typedef struct ks_ds {
 } ks_ds;
 
 /* Reads the fields (after ks__common); a family changes what differs. scoring: what scoring_func must say if it stands
- * there, "sigmoid" or "softmax"; first_moe: default of first_k_dense_replace. */
+ * there; first_moe: default of first_k_dense_replace. */
 void ks__ds_read(ks_build *b, const char *scoring, uint32_t first_moe, ks_ds *ret);
 int16_t ks__ds_ffn(ks_build *b, const ks_ds *ds, int16_t h);
 

@@ -239,11 +239,12 @@ static void test_families_check_what_they_do_not_implement(void **state)
           "\"moe_layer_freq\": 2",
           "'moe_layer_freq' = 2 is not supported, only 1" },
         { "deepseek_v3",
-          "\"kv_lora_rank\": 32, \"qk_nope_head_dim\": 16, \"qk_rope_head_dim\": 8, \"v_head_dim\": 16, \"n_group\": 3",
+          "\"kv_lora_rank\": 32, \"qk_nope_head_dim\": 16, \"qk_rope_head_dim\": 8, \"v_head_dim\": 16, "
+          "\"first_k_dense_replace\": 0, \"n_group\": 3",
           "8 experts cannot be divided into 'n_group' = 3" },
         { "deepseek_v3",
-          "\"kv_lora_rank\": 32, \"qk_nope_head_dim\": 16, \"qk_rope_head_dim\": 8, \"v_head_dim\": 16, \"n_group\": "
-          "4, \"topk_group\": 9",
+          "\"kv_lora_rank\": 32, \"qk_nope_head_dim\": 16, \"qk_rope_head_dim\": 8, \"v_head_dim\": 16, "
+          "\"first_k_dense_replace\": 0, \"n_group\": 4, \"topk_group\": 9",
           "'topk_group' is 9: 1 to 'n_group' = 4" },
         { "deepseek_v32", "\"kv_lora_rank\": 32, \"qk_nope_head_dim\": 16, \"qk_rope_head_dim\": 8, \"v_head_dim\": 16",
           "'index_n_heads' is missing" },
@@ -251,7 +252,7 @@ static void test_families_check_what_they_do_not_implement(void **state)
         { "minimax_m2", "\"use_qk_norm\": false", "'use_qk_norm' = false is not supported, only true" },
         { "hunyuan_v1_moe", "\"use_cla\": true", "'use_cla' = true is not supported" },
         { "phimoe", "\"num_local_experts\": 8, \"num_experts_per_tok_x\": 1",
-          "'num_experts_per_tok_x' is not implemented for 'phimoe'" },
+          "'num_experts_per_tok_x' are not implemented for 'phimoe'" },
         { "gpt_oss", "\"swiglu_limit\": 7.0", "'rope_scaling' (or 'rope_parameters') is missing" },
         { "afmoe", "\"n_group\": 2", "'n_group' = 2 is not supported, only 1" },
         { "lfm2_moe", "\"conv_L_cache\": 3", "'layer_types' is missing" },
