@@ -58,8 +58,11 @@ static int open_registry(ks_app *a, ks_err *err)
     for (uint32_t i = 0; i < n; i++, m++)
         ks_config_plugin(a->config, i, &s[m].plugin, &s[m].key, &s[m].value, &s[m].origin);
     a->n_dirs = ks_plugin_dirs(ks_config_str(a->config, "plugin-dir"), a->dirs, KS_COUNT(a->dirs));
+    const char *wanted[] = { ks_config_str(a->config, "kernels"), ks_config_str(a->config, "frontends") };
     ks_registry_opts o = { .dirs = (const char *const *)a->dirs,
                            .n_dirs = a->n_dirs,
+                           .wanted = wanted,
+                           .n_wanted = KS_COUNT(wanted),
                            .cpu = ks_cpu_features(),
                            .n_threads = a->n_threads,
                            .settings = s,

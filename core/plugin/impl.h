@@ -49,7 +49,8 @@ void ks__say(ks_entry *e, const char *fmt, ...) KS_PRINTF(2, 3);
 void ks__refuse(ks_entry *e, const char *fmt, ...) KS_PRINTF(2, 3);
 /* select.c: the higher score, then the name; never the order in a folder. */
 bool ks__better(const ks_entry *a, const ks_entry *b);
-/* registry.c: loads, checks, configures and probes one file. */
-KS_MUST_CHECK int ks__registry_add_file(ks_registry *r, const char *path, ks_entry **ret, ks_err *err);
-
+/* select.c: the next word of a comma list, without the blanks around it; false at the end. */
+bool ks__next_word(const char **list, char *ret, size_t cap);
+/* registry.c: the entry of that very file, under any name; NULL: none. */
+ks_entry *ks__registry_at(ks_registry *r, const char *path);
 #endif

@@ -323,6 +323,7 @@ void ks__plugin_load(ks_entry *e)
         ks__refuse(e, "%s", err.msg);
     } else if (strcmp(e->name, file_name) != 0) {
         e->loaded = false;
+        e->pub.desc = (ks_plugin) { .kind = e->pub.desc.kind };
         ks__refuse(e, "its name is '%s', but the file is '%s.so': they must be equal", e->name, file_name);
     }
 }

@@ -35,6 +35,10 @@ typedef struct ks_plugin_setting {
 typedef struct ks_registry_opts {
     const char *const *dirs; /* searched in order; a missing one is skipped */
     uint32_t n_dirs;
+    /* Texts that ks_registry_choose will get: files that they name by path are loaded before the folders are searched,
+     * win over a plugin of the same name there, and have settings like any other. May be NULL. */
+    const char *const *wanted;
+    uint32_t n_wanted;
     uint64_t cpu; /* features; usually ks_cpu_features() */
     uint32_t n_threads;
     const ks_plugin_setting *settings;
@@ -51,6 +55,8 @@ void ks_registry_close(ks_registry *r); /* close()s what is open; never dlclose 
 uint32_t ks_registry_count(const ks_registry *r);
 ks_plugin_entry *ks_registry_entry(ks_registry *r, uint32_t i);
 ks_plugin_entry *ks_registry_find(ks_registry *r, const char *name); /* NULL: none */
+/* Loads one more file, as the scan does. 0 also for a refused one; ret may be NULL. */
+KS_MUST_CHECK int ks_registry_add_file(ks_registry *r, const char *path, ks_plugin_entry **ret, ks_err *err);
 /* Adds a descriptor that is linked in (tests, core/ref). */
 KS_MUST_CHECK int ks_registry_add(ks_registry *r, const ks_plugin *desc, const char *path, ks_err *err);
 /* Chooses among a kind: `want` = "auto" (score, then name), a comma list of names or paths, or "none".

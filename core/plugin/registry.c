@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <sys/auxv.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static ks_entry *entry_new(ks_registry *r, const char *path, ks_err *err)
@@ -66,14 +67,23 @@ static void refuse_second(const ks_registry *r, ks_entry *e)
             ks__refuse(e, "a plugin of that name was found first: %.180s", r->entry[i]->path);
 }
 
-int ks__registry_add_file(ks_registry *r, const char *path, ks_entry **ret, ks_err *err)
+int ks_registry_add_file(ks_registry *r, const char *path, ks_plugin_entry **ret, ks_err *err)
 {
     ks_entry *e = entry_new(r, path, err);
     if (!e) return KS_E_NOMEM;
     ks__plugin_load(e);
     refuse_second(r, e);
-    if (ret) *ret = e;
+    if (ret) *ret = &e->pub;
     return configure(e, err);
+}
+
+ks_entry *ks__registry_at(ks_registry *r, const char *path)
+{
+    struct stat a, b;
+    if (stat(path, &a)) return NULL;
+    for (uint32_t i = 0; i < r->n; i++)
+        if (!stat(r->entry[i]->path, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino) return r->entry[i];
+    return NULL;
 }
 
 static int by_name(const struct dirent **a, const struct dirent **b)
@@ -98,10 +108,21 @@ static int scan(ks_registry *r, const char *dir, ks_err *err)
                    : ks_fail(err, KS_E_IO, "cannot read the plugin folder '%s': %s", dir, strerror(errno));
     for (int i = 0; i < n; i++) {
         int len = snprintf(path, sizeof path, "%s/%s", dir, list[i]->d_name);
-        if (!rc && len > 0 && (size_t)len < sizeof path) rc = ks__registry_add_file(r, path, NULL, err);
+        if (!rc && len > 0 && (size_t)len < sizeof path && !ks__registry_at(r, path))
+            rc = ks_registry_add_file(r, path, NULL, err);
         free(list[i]);
     }
     free(list);
+    return rc;
+}
+
+/* The files that a list of choices names by their path. */
+static int load_wanted(ks_registry *r, const char *want, ks_err *err)
+{
+    char one[4096];
+    int rc = 0;
+    while (!rc && ks__next_word(&want, one, sizeof one))
+        if (strchr(one, '/') && !ks__registry_at(r, one)) rc = ks_registry_add_file(r, one, NULL, err);
     return rc;
 }
 
@@ -125,14 +146,17 @@ int ks_registry_open(const ks_registry_opts *o, ks_registry **ret, ks_err *err)
     if (!r) return ks_fail(err, KS_E_NOMEM, "out of memory for the plugins");
     r->o = *o;
     int rc = 0;
+    for (uint32_t i = 0; i < o->n_wanted && !rc; i++) rc = load_wanted(r, o->wanted[i], err);
     for (uint32_t i = 0; i < o->n_dirs && !rc; i++) rc = scan(r, o->dirs[i], err);
     if (!rc) rc = check_settings(r, err);
     if (rc) {
         ks_registry_close(r);
         return rc;
     }
-    r->o.settings = NULL; /* the caller's; applied by now. A plugin given by its path later has defaults */
+    r->o.settings = NULL; /* the caller's; applied by now. A plugin added later has its defaults */
     r->o.n_settings = 0;
+    r->o.dirs = r->o.wanted = NULL;
+    r->o.n_dirs = r->o.n_wanted = 0;
     *ret = r;
     return 0;
 }
@@ -169,9 +193,14 @@ ks_plugin_entry *ks_registry_entry(ks_registry *r, uint32_t i)
 
 ks_plugin_entry *ks_registry_find(ks_registry *r, const char *name)
 {
-    for (uint32_t i = 0; i < r->n; i++)
-        if (strcmp(r->entry[i]->name, name) == 0) return &r->entry[i]->pub;
-    return NULL;
+    ks_plugin_entry *found = NULL;
+    for (uint32_t i = 0; i < r->n; i++) {
+        ks_plugin_entry *p = &r->entry[i]->pub;
+        if (strcmp(p->name, name) != 0) continue;
+        if (p->state != KS_PLUGIN_REFUSED) return p;
+        if (!found) found = p; /* its reason is of use if no other folder has a better one */
+    }
+    return found;
 }
 
 int ks_registry_add(ks_registry *r, const ks_plugin *desc, const char *path, ks_err *err)

@@ -43,12 +43,12 @@ static int choose_auto(ks_registry *r, uint32_t kind, ks_err *err)
 
 static int choose_one(ks_registry *r, uint32_t kind, const char *want, ks_err *err)
 {
-    ks_entry *e = NULL;
-    if (strchr(want, '/')) {
-        int rc = ks__registry_add_file(r, want, &e, err);
+    ks_entry *e = strchr(want, '/') ? ks__registry_at(r, want) : (ks_entry *)ks_registry_find(r, want);
+    if (!e && strchr(want, '/')) {
+        ks_plugin_entry *added = NULL;
+        int rc = ks_registry_add_file(r, want, &added, err);
         if (rc) return rc;
-    } else {
-        e = (ks_entry *)ks_registry_find(r, want);
+        e = (ks_entry *)added; /* pub is its first member */
     }
     if (!e) {
         char known[160] = "";
@@ -69,6 +69,16 @@ static int choose_one(ks_registry *r, uint32_t kind, const char *want, ks_err *e
     return 0;
 }
 
+bool ks__next_word(const char **list, char *ret, size_t cap)
+{
+    const char *s = *list + strspn(*list, ", ");
+    size_t n = strcspn(s, ",");
+    *list = s + n;
+    while (n && s[n - 1] == ' ') n--;
+    (void)snprintf(ret, cap, "%.*s", (int)KS_MIN(n, cap - 1), s);
+    return n > 0;
+}
+
 int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *err)
 {
     KS_ASSERT(kind > 0 && kind < KS_COUNT(kind_names));
@@ -77,15 +87,10 @@ int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *
             r->entry[i]->pub.state = KS_PLUGIN_USABLE;
     if (strcmp(want, "none") == 0) return 0;
     if (!*want || strcmp(want, "auto") == 0) return choose_auto(r, kind, err);
-    while (*want) {
-        char one[4096];
-        size_t n = strcspn(want, ",");
-        (void)snprintf(one, sizeof one, "%.*s", (int)KS_MIN(n, sizeof one - 1), want);
-        char *s = one + strspn(one, " "), *end = s + strlen(s);
-        while (end > s && end[-1] == ' ') *--end = 0;
-        int rc = *s ? choose_one(r, kind, s, err) : 0;
+    char one[4096];
+    while (ks__next_word(&want, one, sizeof one)) {
+        int rc = choose_one(r, kind, one, err);
         if (rc) return rc;
-        want += n + (want[n] == ',');
     }
     ks_entry *ref = (ks_entry *)ks_registry_find(r, "ref");
     if (kind == KS_KIND_KERNELS && ref && ref->pub.state == KS_PLUGIN_USABLE)
