@@ -23,13 +23,14 @@
 #define HTTP_MAX_STOPS 16u
 #define HTTP_MAX_KEYS 256u
 #define HTTP_JSON_DEPTH 64u
+#define HTTP_DRAIN_LIMITS 4u /* a refused body is read up to so many times its limit, so that the answer arrives */
 
 typedef struct http_opts {
     const char *host;
     int64_t port;
     const char *api_key, *api_key_file, *cors_origin;
     int64_t max_body_mb, max_header_kb, max_connections, per_ip;
-    int64_t header_timeout_s, body_timeout_s, idle_timeout_s, heartbeat_s;
+    int64_t header_timeout_s, body_timeout_s, send_timeout_s, idle_timeout_s, heartbeat_s;
 } http_opts;
 
 typedef struct key_list {
@@ -54,6 +55,8 @@ typedef struct server {
     struct connection *connections; /* under mu */
     uint64_t next_id;               /* under mu */
     bool draining;                  /* under mu */
+    uint32_t n_live;                /* under mu: requests not freed yet; stop() waits for none */
+    pthread_cond_t all_freed;       /* under mu */
 } server;
 
 /* An error that goes to the client: status, OpenAI type and code, the field. */
@@ -101,8 +104,8 @@ typedef struct request {
     struct MHD_Connection *conn;
     const struct route *route;
     uint64_t id;
-    unsigned responded; /* event thread only: a response was queued */
-    http_error error;   /* found before or after the body */
+    bool responded;   /* event thread only: a response was queued */
+    http_error error; /* found before or after the body */
     char *body;
     size_t body_bytes, body_cap, dropped_bytes;
     parsed p;
@@ -113,10 +116,10 @@ typedef struct request {
     uint32_t refs;                   /* under mu, like all below */
     bool suspended, gone, streaming; /* gone: the client; streaming: headers are out */
     uint32_t n_jobs, n_begun, n_done;
-    bool failed; /* error is set by a job */
+    bool failed; /* error is set, by a job or by a submit that failed; it does not change any more */
     ks_jw out;   /* streaming: bytes not yet taken */
     size_t out_at;
-    uint64_t last_output_ns;
+    uint64_t last_output_ns; /* of a stream: when something was last put into out */
     ks_usage usage;
     uint32_t n_choices;
     choice *choices;
@@ -140,6 +143,7 @@ typedef struct route {
 } route;
 int route_find(request *r, const char *method, const char *url);
 bool route_authorized(const request *r);
+bool server_draining(server *s);
 enum MHD_Result respond_error(request *r);
 enum MHD_Result respond_json(request *r, unsigned status, const char *text, size_t n);
 enum MHD_Result respond_stream(request *r);

@@ -1,19 +1,49 @@
-/* From a hostile body to a ks_request.
+/* From a hostile body to a ks_request. [event thread]
  *
  * One strict pass of our reader over the top level: it proves that the whole text is well-formed UTF-8 JSON within
  * depth, hands on the parts that must not change (messages, tools, template variables: their numbers keep their
- * spelling) as slices, reads the seed exactly, and copies the remaining small fields into an object of their own. Only
- * that object goes through cJSON, which would cut strings at U+0000, round 64-bit integers and search linearly through
- * long histories. Unknown fields are ignored, as clients of this API expect; known ones of the wrong type are errors
- * that name the field. */
+ * spelling) as slices, and copies the small fields that we know into an object of their own. Only that object goes
+ * through cJSON, which would cut strings at U+0000, round 64-bit integers and search linearly through long histories.
+ * Unknown fields are ignored, as clients of this API expect; known ones of the wrong type, and fields that appear
+ * twice, are errors that name the field. */
 #include "http.h"
 
 #include <cJSON.h>
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
 #define MAX_FIELDS 128u
+#define MAX_NAME_BYTES 64u /* of a field; a longer name is unknown */
 #define MAX_STOP_BYTES 4096u
+#define MAX_LOGPROBS 20 /* as ks_request says */
+
+/* The fields that go through cJSON. */
+static const char *const small_fields[] = {
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "repeat_penalty",
+    "logit_bias",
+    "stop",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "suffix",
+    "ignore_eos",
+    "response_format",
+    "tool_choice",
+};
 
 void http_fail(http_error *e, unsigned status, const char *type, const char *code, const char *param, const char *fmt,
                ...)
@@ -118,7 +148,18 @@ static int value(ks_json *j, slice *s)
     return 0;
 }
 
-static int scan_fields(request *r, ks_json *j, fields *f)
+/* cJSON would cut the string there. A backslash before it makes it six plain characters. */
+static bool holds_nul(const slice *s)
+{
+    for (size_t i = 0; i + 6 <= s->n; i++) {
+        if (s->text[i] != '\\') continue;
+        if (memcmp(s->text + i, "\\u0000", 6) == 0) return true;
+        i++; /* whatever is escaped */
+    }
+    return false;
+}
+
+static int take_field(request *r, fields *f, const char *name, const slice *s)
 {
     struct {
         const char *name;
@@ -128,24 +169,36 @@ static int scan_fields(request *r, ks_json *j, fields *f)
                          { "chat_template_kwargs", &f->kwargs },
                          { "prompt", &f->prompt },
                          { "seed", &f->seed } };
-    char key[128];
+    for (size_t i = 0; i < sizeof slices / sizeof slices[0]; i++)
+        if (strcmp(name, slices[i].name) == 0) *slices[i].to = *s;
+    for (size_t i = 0; i < sizeof small_fields / sizeof small_fields[0]; i++) {
+        if (strcmp(name, small_fields[i])) continue;
+        if (holds_nul(s)) return bad(r, name, "'%s' holds the character U+0000, which is not allowed there", name);
+        ks_jw_key(&f->rest, name);
+        ks_jw_raw(&f->rest, s->text, s->n);
+    }
+    return 0;
+}
+
+static int scan_fields(request *r, ks_json *j, fields *f)
+{
+    char name[MAX_FIELDS][MAX_NAME_BYTES];
     uint32_t n = 0;
     int t;
     ks_jw_object(&f->rest);
     while ((t = ks_json_next(j)) == KS_JSON_KEY) {
-        slice s = { 0 }, *to = &s;
-        if (++n > MAX_FIELDS) return bad(r, NULL, "the body has more than %u fields", MAX_FIELDS);
-        bool named = ks_json_str(j, key, sizeof key, NULL) == 0; /* a longer name is unknown in any case */
-        for (size_t i = 0; i < sizeof slices / sizeof slices[0]; i++)
-            if (named && strcmp(key, slices[i].name) == 0) to = slices[i].to;
-        if (to->text) return bad(r, key, "'%s' appears twice", key);
-        if (value(j, to)) break;
-        if (to != &s || !named) continue;
-        ks_jw_key(&f->rest, key);
-        ks_jw_raw(&f->rest, s.text, s.n);
+        slice s;
+        size_t bytes;
+        if (n == MAX_FIELDS) return bad(r, NULL, "the body has more than %u fields", MAX_FIELDS);
+        bool named = ks_json_str(j, name[n], sizeof name[n], &bytes) == 0 && strlen(name[n]) == bytes;
+        if (value(j, &s)) break;
+        if (!named) continue;
+        for (uint32_t i = 0; i < n; i++)
+            if (strcmp(name[i], name[n]) == 0) return bad(r, name[n], "'%s' appears twice", name[n]);
+        if (take_field(r, f, name[n++], &s)) return -1;
     }
     ks_jw_object_end(&f->rest);
-    if (!j->error && t == KS_JSON_OBJECT_END) t = ks_json_next(j);
+    if (!j->error) (void)ks_json_next(j); /* the end of the text, or an error that it keeps */
     if (j->error) {
         ks_err err = { 0 };
         (void)ks_json_fail(j, &err, "the body is not valid JSON");
@@ -166,18 +219,17 @@ static int get_float(request *r, const cJSON *o, const char *name, float *ret)
 {
     const cJSON *v = get(o, name);
     if (!v) return 0;
-    if (!cJSON_IsNumber(v) || !isfinite(v->valuedouble)) return bad(r, name, "'%s' must be a number", name);
+    if (!cJSON_IsNumber(v) || !(fabs(v->valuedouble) <= FLT_MAX)) return bad(r, name, "'%s' must be a number", name);
     *ret = (float)v->valuedouble;
     return 0;
 }
 
-static int get_int(request *r, const cJSON *o, const char *name, int32_t lo, int32_t *ret)
+static int get_int(request *r, const cJSON *o, const char *name, int32_t lo, int32_t hi, int32_t *ret)
 {
     const cJSON *v = get(o, name);
     if (!v) return 0;
-    if (!cJSON_IsNumber(v) || v->valuedouble != floor(v->valuedouble) || v->valuedouble < lo ||
-        v->valuedouble > INT32_MAX)
-        return bad(r, name, "'%s' must be an integer from %d to %d", name, lo, INT32_MAX);
+    if (!cJSON_IsNumber(v) || v->valuedouble != floor(v->valuedouble) || v->valuedouble < lo || v->valuedouble > hi)
+        return bad(r, name, "'%s' must be an integer from %d to %d", name, lo, hi);
     *ret = (int32_t)v->valuedouble;
     return 0;
 }
@@ -200,7 +252,8 @@ static int get_sampling(request *r, const cJSON *o)
         get_float(r, o, "min_p", &s->min_p) || get_float(r, o, "presence_penalty", &s->presence_penalty) ||
         get_float(r, o, "frequency_penalty", &s->frequency_penalty) ||
         get_float(r, o, "repeat_penalty", &s->repetition_penalty) ||
-        get_float(r, o, "repetition_penalty", &s->repetition_penalty) || get_int(r, o, "top_k", -1, &s->top_k))
+        get_float(r, o, "repetition_penalty", &s->repetition_penalty) ||
+        get_int(r, o, "top_k", -1, INT32_MAX, &s->top_k))
         return -1;
     const cJSON *bias = get(o, "logit_bias"), *b;
     if (!bias) return 0;
@@ -213,9 +266,11 @@ static int get_sampling(request *r, const cJSON *o)
     {
         char *end;
         long id = strtol(b->string, &end, 10);
-        if (end == b->string || *end || id < 0 || id > INT32_MAX || !cJSON_IsNumber(b))
+        if (end == b->string || *end || id < 0 || id > INT32_MAX || !cJSON_IsNumber(b) ||
+            !(fabs(b->valuedouble) <= 100))
             return bad(r, "logit_bias",
-                       "'logit_bias' has '%.40s': keys must be token ids, values numbers from -100 to 100", b->string);
+                       "'logit_bias' has a bad item '%.40s': keys must be token ids, values numbers from -100 to 100",
+                       b->string);
         ids[s->n_bias] = (int32_t)id;
         amount[s->n_bias++] = (float)b->valuedouble;
     }
@@ -248,10 +303,10 @@ static int get_logprobs(request *r, const cJSON *o)
 {
     parsed *p = &r->p;
     p->rq.n_logprobs = -1;
-    if (!p->chat) return get_int(r, o, "logprobs", 0, &p->rq.n_logprobs);
+    if (!p->chat) return get_int(r, o, "logprobs", 0, MAX_LOGPROBS, &p->rq.n_logprobs);
     bool want = false;
     int32_t top = -1;
-    if (get_bool(r, o, "logprobs", &want) || get_int(r, o, "top_logprobs", 0, &top)) return -1;
+    if (get_bool(r, o, "logprobs", &want) || get_int(r, o, "top_logprobs", 0, MAX_LOGPROBS, &top)) return -1;
     if (top >= 0 && !want) return bad(r, "top_logprobs", "'top_logprobs' needs 'logprobs': true");
     if (want) p->rq.n_logprobs = top < 0 ? 0 : top;
     return 0;
@@ -260,13 +315,19 @@ static int get_logprobs(request *r, const cJSON *o)
 static int refuse_unsupported(request *r, const cJSON *o)
 {
     const cJSON *format = get(o, "response_format"), *forced = get(o, "tool_choice");
+    const cJSON *suffix = get(o, "suffix");
     const cJSON *type = format ? cJSON_GetObjectItemCaseSensitive(format, "type") : NULL;
+    if (suffix && !(cJSON_IsString(suffix) && !*suffix->valuestring))
+        return bad(r, "suffix", "'suffix' is not supported: put it into the prompt as the model expects it");
     if (format && !(cJSON_IsString(type) && strcmp(type->valuestring, "text") == 0))
         return bad(r, "response_format", "'response_format' other than {\"type\": \"text\"} is not supported");
     if (forced && !(cJSON_IsString(forced) &&
                     (strcmp(forced->valuestring, "auto") == 0 || strcmp(forced->valuestring, "none") == 0)))
         return bad(r, "tool_choice", "'tool_choice' must be \"auto\" or \"none\": forced calls are not supported");
-    if (forced && strcmp(forced->valuestring, "none") == 0) r->p.rq.tools = NULL;
+    if (forced && strcmp(forced->valuestring, "none") == 0) {
+        r->p.rq.tools = NULL;
+        r->p.rq.tools_bytes = 0;
+    }
     return 0;
 }
 
@@ -276,10 +337,12 @@ static int get_small_fields(request *r, const cJSON *o)
     int32_t n = 1;
     bool echo = false, ignore_eos = false;
     p->rq.max_tokens = p->chat ? -1 : 16; /* OpenAI's defaults */
-    if (get_bool(r, o, "stream", &p->stream) || get_int(r, o, "max_tokens", p->chat ? 1 : 0, &p->rq.max_tokens) ||
-        get_int(r, o, "max_completion_tokens", 1, &p->rq.max_tokens) || get_int(r, o, "n", 1, &n) ||
-        get_bool(r, o, "echo", &echo) || get_bool(r, o, "ignore_eos", &ignore_eos) || get_sampling(r, o) ||
-        get_stop(r, o) || get_logprobs(r, o) || refuse_unsupported(r, o))
+    if (get_bool(r, o, "stream", &p->stream) ||
+        get_int(r, o, "max_tokens", p->chat ? 1 : 0, INT32_MAX, &p->rq.max_tokens) ||
+        get_int(r, o, "max_completion_tokens", 1, INT32_MAX, &p->rq.max_tokens) ||
+        get_int(r, o, "n", 1, (int32_t)(HTTP_MAX_CHOICES / p->n_prompts), &n) || get_bool(r, o, "echo", &echo) ||
+        get_bool(r, o, "ignore_eos", &ignore_eos) || get_sampling(r, o) || get_stop(r, o) || get_logprobs(r, o) ||
+        refuse_unsupported(r, o))
         return -1;
     p->rq.n = (uint32_t)n;
     p->rq.echo = !p->chat && echo;
@@ -319,7 +382,9 @@ static int prompt_ids(request *r, ks_json *j, int t)
 {
     parsed *p = &r->p;
     if (p->n_prompts == HTTP_MAX_JOBS) return bad(r, "prompt", "'prompt' has more than %u items", HTTP_MAX_JOBS);
-    int32_t *ids = own(r, malloc((j->n - j->at + 2) / 2 * sizeof *ids + sizeof *ids));
+    const char *end = memchr(j->text + j->at, ']', j->n - j->at); /* a list holds at most one number in two bytes */
+    size_t cap = (end ? (size_t)(end - (j->text + j->at)) : 0) / 2 + 2;
+    int32_t *ids = own(r, malloc(cap * sizeof *ids));
     if (!ids) return -1;
     size_t n = 0;
     for (; t == KS_JSON_NUMBER; t = ks_json_next(j)) {
@@ -418,11 +483,10 @@ int parse_completion(request *r, bool chat)
     } else if (t != KS_JSON_OBJECT) {
         rc = bad(r, NULL, "the body must be a JSON object");
     } else if (!(rc = scan_fields(r, &j, &f)) && !(rc = take_slices(r, &f))) {
-        if (ks_jw_done(&f.rest) == 0 &&
-            memmem(f.rest.text, f.rest.n, "\\u0000", 6) == NULL) /* cJSON would cut the string there */
-            o = cJSON_ParseWithLengthOpts(f.rest.text, f.rest.n, NULL, 0);
+        bool whole = ks_jw_done(&f.rest) == 0;
+        if (whole) o = cJSON_ParseWithLengthOpts(f.rest.text, f.rest.n, NULL, 0);
         rc = o ? get_small_fields(r, o)
-               : bad(r, NULL, "a field beside messages and prompt holds the character U+0000, or memory ran out");
+               : bad(r, NULL, "%s", whole ? "a number has more than 63 characters" : "out of memory for the request");
         if (!rc) rc = get_seed(r, &f.seed);
     }
     cJSON_Delete(o);

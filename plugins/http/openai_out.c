@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define MAX_TOKEN_TEXT 1024u                /* longer tokens are spelled as bytes and cut off */
 #define MAX_UNREAD_BYTES ((size_t)32 << 20) /* of a stream whose client does not read: then it is cancelled */
 
 static void member_str(ks_jw *w, const char *key, const char *value)
@@ -66,23 +67,37 @@ static void write_chat_token(ks_jw *w, const ks_token_info *t)
     ks_jw_object_end(w);
 }
 
+/* A token as the lists of completions spell it: its text, or OpenAI's way of writing bytes that are part of a
+ * character. Keys of one map differ then, and equal the spelling in `tokens`. */
+static void token_text(const ks_logprob *t, char *ret, size_t cap)
+{
+    uint32_t n = t->n_bytes;
+    if (n < cap && ks_utf8_valid(t->bytes, n) == n && !memchr(t->bytes, 0, n)) {
+        memcpy(ret, t->bytes, n);
+        ret[n] = 0;
+        return;
+    }
+    size_t at = (size_t)snprintf(ret, cap, "bytes:");
+    for (uint32_t i = 0; i < n && at + 5 <= cap; i++)
+        at += (size_t)snprintf(ret + at, cap - at, "\\x%02x", (unsigned char)t->bytes[i]);
+}
+
 static void write_top_map(ks_jw *w, const ks_token_info *t)
 {
+    char key[MAX_TOKEN_TEXT];
+    bool told = false;
     if (isnan(t->token.logprob)) {
         ks_jw_null(w);
         return;
     }
-    char key[256];
     ks_jw_object(w);
-    for (uint32_t i = 0; i < t->n_top; i++) {
-        uint32_t n = t->top[i].n_bytes < sizeof key - 1 ? t->top[i].n_bytes : (uint32_t)sizeof key - 1;
-        memcpy(key, t->top[i].bytes, n);
-        key[n] = 0;
-        if (ks_utf8_valid(key, n) != n || strlen(key) != n) /* part of a character: OpenAI's spelling of bytes */
-            for (uint32_t k = 0, at = 0; k < t->top[i].n_bytes && at + 5 < sizeof key; k++)
-                at += (uint32_t)snprintf(key + at, sizeof key - at, "\\x%02x", (unsigned char)t->top[i].bytes[k]);
+    for (uint32_t i = 0; i <= t->n_top; i++) { /* the token's own comes last if it is none of the best */
+        if (i == t->n_top && told) break;
+        const ks_logprob *one = i < t->n_top ? &t->top[i] : &t->token;
+        told |= one->id == t->token.id;
+        token_text(one, key, sizeof key);
         ks_jw_key(w, key);
-        write_logprob(w, t->top[i].logprob);
+        write_logprob(w, one->logprob);
     }
     ks_jw_object_end(w);
 }
@@ -90,8 +105,10 @@ static void write_top_map(ks_jw *w, const ks_token_info *t)
 /* The values of the four lists, without their brackets. */
 static void write_lists(choice *c, const ks_token_info *t, uint32_t n)
 {
+    char text[MAX_TOKEN_TEXT];
     for (uint32_t i = 0; i < n; i++) {
-        ks_jw_strn(&c->logprobs, t[i].token.bytes, t[i].token.n_bytes);
+        token_text(&t[i].token, text, sizeof text);
+        ks_jw_str(&c->logprobs, text);
         write_logprob(&c->lp_values, t[i].token.logprob);
         write_top_map(&c->lp_top, &t[i]);
         ks_jw_u64(&c->lp_offsets, t[i].text_offset);

@@ -21,6 +21,7 @@ static const ks_option options[] = {
         "Connections at once from one address, 0 for no limit"),
     OPT("header-timeout", KS_OPT_INT, header_timeout_s, "30", 1, 3600, "Seconds a client has for its headers"),
     OPT("body-timeout", KS_OPT_INT, body_timeout_s, "120", 1, 3600, "Seconds a client has for the body"),
+    OPT("send-timeout", KS_OPT_INT, send_timeout_s, "120", 1, 3600, "Seconds a client has to take a finished answer"),
     OPT("idle-timeout", KS_OPT_INT, idle_timeout_s, "75", 1, 3600, "Seconds an idle connection is kept"),
     OPT("heartbeat", KS_OPT_INT, heartbeat_s, "15", 1, 300,
         "Seconds of silence in a stream before a heartbeat comment"),
@@ -34,8 +35,10 @@ static int http_open(const ks_host *h, const void *opts, void **ret_self, ks_err
     s->o = opts;
     s->epoll_fd = s->stop_fd = -1;
     pthread_mutex_init(&s->mu, NULL);
+    pthread_cond_init(&s->all_freed, NULL);
     int rc = keys_load(&s->keys, s->o, err);
     if (rc) {
+        pthread_cond_destroy(&s->all_freed);
         pthread_mutex_destroy(&s->mu);
         free(s);
         return rc;
@@ -50,6 +53,7 @@ static void http_close(void *self)
     if (!s) return;
     server_stop(s);
     keys_fini(&s->keys);
+    pthread_cond_destroy(&s->all_freed);
     pthread_mutex_destroy(&s->mu);
     free(s);
 }

@@ -59,13 +59,14 @@ bool route_authorized(const request *r)
 {
     const key_list *k = &r->s->keys;
     if (!k->n) return true;
-    const char *given = MHD_lookup_connection_value(r->conn, MHD_HEADER_KIND, "Authorization");
-    if (given && strncasecmp(given, "Bearer ", 7) == 0)
-        given += 7;
-    else
-        given = MHD_lookup_connection_value(r->conn, MHD_HEADER_KIND, "X-Api-Key");
+    const char *bearer = MHD_lookup_connection_value(r->conn, MHD_HEADER_KIND, "Authorization");
+    const char *plain = MHD_lookup_connection_value(r->conn, MHD_HEADER_KIND, "X-Api-Key");
+    if (bearer) bearer = strncasecmp(bearer, "Bearer ", 7) == 0 ? bearer + 7 : NULL;
     bool found = false;
-    for (uint32_t i = 0; given && i < k->n; i++) found |= same_key(k->key[i], given);
+    for (uint32_t i = 0; i < k->n; i++) { /* some clients send both, one of them a placeholder */
+        if (bearer) found |= same_key(k->key[i], bearer);
+        if (plain) found |= same_key(k->key[i], plain);
+    }
     return found;
 }
 
@@ -204,12 +205,16 @@ static enum MHD_Result submit_jobs(request *r)
             rq.ids = p->prompt[i].ids;
             rq.n_ids = p->prompt[i].n_ids;
         }
-        if ((rc = r->s->api->submit(r->s->engine, &rq, &sink, &j->id, &err))) break;
+        uint64_t id;
+        if ((rc = r->s->api->submit(r->s->engine, &rq, &sink, &id, &err))) break;
+        pthread_mutex_lock(&r->mu);
+        j->id = id;
         j->submitted = true;
+        pthread_mutex_unlock(&r->mu);
     }
     if (!rc) return MHD_YES;
     pthread_mutex_lock(&r->mu);
-    http_fail_from(&r->error, &err);
+    if (!r->failed) http_fail_from(&r->error, &err);
     r->failed = true;
     r->n_jobs = i;
     r->refs -= p->n_prompts - i;
@@ -219,6 +224,10 @@ static enum MHD_Result submit_jobs(request *r)
 
 static enum MHD_Result completion(request *r, bool chat)
 {
+    if (server_draining(r->s)) {
+        http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "the server is shutting down");
+        return respond_error(r);
+    }
     return parse_completion(r, chat) ? respond_error(r) : submit_jobs(r);
 }
 
@@ -234,11 +243,9 @@ static enum MHD_Result post_completion(request *r)
 
 static enum MHD_Result get_health(request *r)
 {
-    pthread_mutex_lock(&r->s->mu);
-    bool draining = r->s->draining;
-    pthread_mutex_unlock(&r->s->mu);
     static const char ok[] = "{\"status\":\"ok\"}", stop[] = "{\"status\":\"draining\"}";
-    return draining ? respond_json(r, 503, stop, sizeof stop - 1) : respond_json(r, 200, ok, sizeof ok - 1);
+    return server_draining(r->s) ? respond_json(r, 503, stop, sizeof stop - 1)
+                                 : respond_json(r, 200, ok, sizeof ok - 1);
 }
 
 static void write_model(ks_jw *w, const ks_model_info *m)
@@ -350,8 +357,9 @@ int route_find(request *r, const char *method, const char *url)
         return 0;
     }
     if (allowed)
-        http_fail(&r->error, 405, "invalid_request_error", "method_not_allowed", allowed, "%.80s takes %s, not %.20s",
-                  url, allowed, method);
+        http_fail(&r->error, 405, "invalid_request_error", "method_not_allowed",
+                  strcmp(allowed, "GET") ? "POST, OPTIONS" : "GET, HEAD, OPTIONS", "%.80s takes %s, not %.20s", url,
+                  allowed, method);
     else
         http_fail(&r->error, 404, "invalid_request_error", "not_found", NULL,
                   "there is no %.200s here: see /v1/models, /v1/chat/completions, /v1/completions, /health", url);

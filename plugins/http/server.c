@@ -20,7 +20,8 @@
 #define TICK_MS 500
 #define FLUSH_LIMIT_MS 3000 /* what a finished answer's last bytes get at shutdown */
 
-typedef enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_BUSY, PHASE_IDLE } phase;
+/* SEND: all is said, the client has to take it. BUSY has no limit: the engine works. */
+typedef enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_BUSY, PHASE_SEND, PHASE_IDLE } phase;
 
 struct connection {
     struct connection *next, **prev; /* under server.mu, like the rest */
@@ -112,12 +113,14 @@ static request *request_new(server *s, struct MHD_Connection *conn)
     r->prev = &s->requests;
     if (r->next) r->next->prev = &r->next;
     s->requests = r;
+    s->n_live++;
     pthread_mutex_unlock(&s->mu);
     return r;
 }
 
 static void request_free(request *r)
 {
+    server *s = r->s;
     for (uint32_t i = 0; i < r->n_choices; i++) {
         choice *c = &r->choices[i];
         ks_jw_fini(&c->text);
@@ -132,6 +135,9 @@ static void request_free(request *r)
     ks_jw_fini(&r->out);
     pthread_mutex_destroy(&r->mu);
     free(r);
+    pthread_mutex_lock(&s->mu);
+    if (--s->n_live == 0) pthread_cond_signal(&s->all_freed); /* the last touch of s: it may be closed now */
+    pthread_mutex_unlock(&s->mu);
 }
 
 void request_unref(request *r, uint32_t n)
@@ -149,10 +155,16 @@ void request_wake(request *r)
     MHD_resume_connection(r->conn);
 }
 
+/* Without locks: the engine may call a sink from inside cancel(). The caller holds a reference. */
 static void cancel_jobs(request *r)
 {
+    uint64_t id[HTTP_MAX_JOBS];
+    uint32_t n = 0;
+    pthread_mutex_lock(&r->mu);
     for (uint32_t i = 0; i < r->n_jobs; i++)
-        if (r->jobs[i].submitted) (void)r->s->api->cancel(r->s->engine, r->jobs[i].id); /* an ended job is fine */
+        if (r->jobs[i].submitted) id[n++] = r->jobs[i].id;
+    pthread_mutex_unlock(&r->mu);
+    for (uint32_t i = 0; i < n; i++) (void)r->s->api->cancel(r->s->engine, id[i]); /* an ended job is fine */
 }
 
 static void watch_client(request *r)
@@ -212,11 +224,14 @@ static enum MHD_Result take_body(request *r, const char *data, size_t *n)
     *n = 0;
     if (r->error.status || r->body_bytes + size > limit) {
         /* a chunked body over the limit: read on for a while, so that the client sees the answer and not a reset */
+        free(r->body);
+        r->body = NULL;
+        r->body_cap = 0;
         if (!r->error.status)
             http_fail(&r->error, 413, "invalid_request_error", "request_too_large", NULL,
                       "the body is larger than %zu bytes, the most that is allowed", limit);
         r->dropped_bytes += size;
-        return r->dropped_bytes > 2 * limit ? MHD_NO : MHD_YES;
+        return r->dropped_bytes > HTTP_DRAIN_LIMITS * limit ? MHD_NO : MHD_YES;
     }
     if (r->body_bytes + size + 1 > r->body_cap) {
         size_t cap = r->body_cap ? r->body_cap * 2 : 16384;
@@ -250,9 +265,10 @@ static enum MHD_Result continue_request(request *r)
     pthread_mutex_unlock(&r->mu);
     if (gone) return MHD_NO;
     if (!ready) return MHD_YES;
-    r->responded = 1;
+    r->responded = true;
+    if (failed || !r->p.stream) set_phase(r->s, r->conn, PHASE_SEND);
     if (failed) {
-        cancel_jobs(r);
+        cancel_jobs(r); /* of a list of prompts, one failed */
         return respond_error(r);
     }
     return r->p.stream ? respond_stream(r) : respond_answer(r);
@@ -269,7 +285,8 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
         *con_cls = r;
         set_phase(s, conn, PHASE_BODY);
         if (begin_request(r, method, url) && r->error.status == 413) {
-            r->responded = 1;
+            r->responded = true;
+            set_phase(s, conn, PHASE_SEND);
             return respond_error(r); /* before the upload: the client need not send it */
         }
         return MHD_YES;
@@ -277,18 +294,15 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
     if (*size) return take_body(r, data, size);
     if (r->responded) return MHD_YES;
     if (r->n_jobs) return continue_request(r);
+    enum MHD_Result ok = r->error.status ? respond_error(r) : r->route->handle(r);
+    if (!r->n_jobs) { /* answered already */
+        r->responded = true;
+        set_phase(s, conn, PHASE_SEND);
+        return ok;
+    }
     set_phase(s, conn, PHASE_BUSY);
-    if (r->error.status) {
-        r->responded = 1;
-        return respond_error(r);
-    }
-    enum MHD_Result ok = r->route->handle(r);
-    if (!r->n_jobs) r->responded = 1;
-    if (r->n_jobs) {
-        watch_client(r);
-        return ok == MHD_YES ? continue_request(r) : ok;
-    }
-    return ok;
+    watch_client(r);
+    return continue_request(r);
 }
 
 /* ---- the watcher */
@@ -317,13 +331,18 @@ static void tick(server *s)
     const uint64_t limit[] = { [PHASE_HEADERS] = (uint64_t)s->o->header_timeout_s * second,
                                [PHASE_BODY] = (uint64_t)s->o->body_timeout_s * second,
                                [PHASE_BUSY] = UINT64_MAX,
+                               [PHASE_SEND] = (uint64_t)s->o->send_timeout_s * second,
                                [PHASE_IDLE] = (uint64_t)s->o->idle_timeout_s * second };
     pthread_mutex_lock(&s->mu);
     for (struct connection *c = s->connections; c; c = c->next)
-        if (now - c->since_ns > limit[c->phase]) (void)shutdown(c->fd, SHUT_RDWR); /* libmicrohttpd then closes it */
+        if (now > c->since_ns && now - c->since_ns > limit[c->phase])
+            (void)shutdown(c->fd, SHUT_RDWR); /* libmicrohttpd then closes it */
     for (request *r = s->requests; r; r = r->next) {
         pthread_mutex_lock(&r->mu);
-        if (r->streaming && r->n_done < r->n_jobs && now - r->last_output_ns > (uint64_t)s->o->heartbeat_s * second) {
+        uint64_t silent = now > r->last_output_ns ? now - r->last_output_ns : 0;
+        if (r->streaming && r->n_done == r->n_jobs) {
+            if (silent > limit[PHASE_SEND]) (void)shutdown(fd_of(r->conn), SHUT_RDWR); /* it does not read the rest */
+        } else if (r->streaming && silent > (uint64_t)s->o->heartbeat_s * second) {
             ks_jw_bytes(&r->out, ":\n\n", 3); /* a bare comment: some clients take ": ping" for the end */
             r->last_output_ns = now;
             request_wake(r);
@@ -359,23 +378,38 @@ static bool is_loopback(const struct sockaddr *a)
     return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)a)->sin6_addr);
 }
 
+static int try_listen(const struct addrinfo *a)
+{
+    int on = 1, fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return -1;
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) || bind(fd, a->ai_addr, a->ai_addrlen) ||
+        listen(fd, 512)) {
+        int why = errno;
+        close(fd);
+        errno = why;
+        return -1;
+    }
+    return fd;
+}
+
 static int listen_on(server *s, int *ret_fd, ks_err *err)
 {
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV }, *list = NULL;
+    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV }, *list = NULL, *a;
     char port[16];
+    int fd = -1, why = 0;
     (void)snprintf(port, sizeof port, "%d", (int)s->o->port);
     int rc = getaddrinfo(s->o->host, port, &hints, &list);
     if (rc) return ks_fail(err, KS_E_CONFIG, "--host '%s': %s", s->o->host, gai_strerror(rc));
-    int fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) ||
-        bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, 512)) {
-        rc = ks_fail(err, KS_E_CONFIG, "cannot listen on %s port %s: %s%s", s->o->host, port, strerror(errno),
-                     errno == EADDRINUSE ? "; another program uses it: stop that, or choose another --port" : "");
-        if (fd >= 0) close(fd);
-        freeaddrinfo(list);
-        return rc;
+    for (a = list; a; a = a->ai_next) { /* a name may stand for addresses that this machine lacks */
+        if ((fd = try_listen(a)) >= 0) break;
+        if (!why) why = errno;
     }
-    if (!s->keys.n && !is_loopback(list->ai_addr))
+    if (fd < 0) {
+        freeaddrinfo(list);
+        return ks_fail(err, KS_E_CONFIG, "cannot listen on %s port %s: %s%s", s->o->host, port, strerror(why),
+                       why == EADDRINUSE ? "; another program uses it: stop that, or choose another --port" : "");
+    }
+    if (!s->keys.n && !is_loopback(a->ai_addr))
         say(s, KS_LOG_WARN,
             "listening on %s without an API key: everybody who reaches this port may use the model; set --api-key KEY, "
             "or --host 127.0.0.1",
@@ -425,7 +459,9 @@ int server_start(void *self, const ks_engine_api *api, void *engine, ks_err *err
     if (getsockname(fd, (struct sockaddr *)&bound, &len) == 0)
         port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
                                                  : ((struct sockaddr_in *)&bound)->sin_port);
-    say(s, KS_LOG_INFO, "listening on http://%s:%u (OpenAI API under /v1)", s->o->host, port);
+    bool v6 = strchr(s->o->host, ':') != NULL;
+    say(s, KS_LOG_INFO, "listening on http://%s%s%s:%u (OpenAI API under /v1)", v6 ? "[" : "", s->o->host,
+        v6 ? "]" : "", port);
     return 0;
 }
 
@@ -437,6 +473,14 @@ void server_drain(void *self)
     pthread_mutex_unlock(&s->mu);
 }
 
+bool server_draining(server *s)
+{
+    pthread_mutex_lock(&s->mu);
+    bool yes = s->draining;
+    pthread_mutex_unlock(&s->mu);
+    return yes;
+}
+
 static bool idle(server *s)
 {
     pthread_mutex_lock(&s->mu);
@@ -445,13 +489,34 @@ static bool idle(server *s)
     return none;
 }
 
+/* In the order of their ids, since the list changes while no lock is held. */
+static void cancel_all(server *s)
+{
+    for (uint64_t id = 0;;) {
+        request *next = NULL;
+        pthread_mutex_lock(&s->mu);
+        for (request *r = s->requests; r; r = r->next)
+            if (r->id > id && (!next || r->id < next->id)) next = r;
+        if (next) {
+            id = next->id;
+            pthread_mutex_lock(&next->mu);
+            next->refs++;
+            pthread_mutex_unlock(&next->mu);
+        }
+        pthread_mutex_unlock(&s->mu);
+        if (!next) return;
+        cancel_jobs(next);
+        request_unref(next, 1);
+    }
+}
+
 /* Cancels what still runs and lets finished answers leave; a suspended connection must not outlive the daemon. */
 static void finish_requests(server *s)
 {
-    pthread_mutex_lock(&s->mu);
-    for (request *r = s->requests; r; r = r->next) cancel_jobs(r);
-    pthread_mutex_unlock(&s->mu);
-    for (int ms = 0; ms < FLUSH_LIMIT_MS && !idle(s); ms += 5) (void)usleep(5000);
+    for (int ms = 0; ms < FLUSH_LIMIT_MS && !idle(s); ms += 5) {
+        if (ms % 100 == 0) cancel_all(s); /* again: one may have been submitted meanwhile */
+        (void)usleep(5000);
+    }
     pthread_mutex_lock(&s->mu);
     for (request *r = s->requests; r; r = r->next) {
         pthread_mutex_lock(&r->mu);
@@ -465,10 +530,12 @@ static void finish_requests(server *s)
 void server_stop(void *self)
 {
     server *s = self;
-    server_drain(s);
+    pthread_mutex_lock(&s->mu);
+    s->draining = true;
+    pthread_mutex_unlock(&s->mu);
     if (s->daemon) {
         finish_requests(s);
-        MHD_stop_daemon(s->daemon);
+        MHD_stop_daemon(s->daemon); /* ends every request that is left, which cancels its jobs */
         s->daemon = NULL;
     }
     if (s->watching) {
@@ -478,6 +545,9 @@ void server_stop(void *self)
         pthread_join(s->watcher, NULL);
         s->watching = false;
     }
+    pthread_mutex_lock(&s->mu);
+    while (s->n_live) pthread_cond_wait(&s->all_freed, &s->mu); /* on_done of the cancelled jobs */
+    pthread_mutex_unlock(&s->mu);
     if (s->epoll_fd >= 0) close(s->epoll_fd);
     if (s->stop_fd >= 0) close(s->stop_fd);
     s->epoll_fd = s->stop_fd = -1;
