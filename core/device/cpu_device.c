@@ -61,6 +61,15 @@ void ks__dev_fork(ks_cpu_dev *d, uint32_t n, uint32_t min_grain, ks_pool_fn fn, 
     ks_pool_run(d->ctx.pool, n, KS_MAX(n / (8 * d->n_threads), min_grain), fn, arg);
 }
 
+/* A core reads this much in a few microseconds, about what waking and joining the others takes. */
+#define TASK_BYTES 65536u
+
+uint32_t ks__dev_grain(size_t bytes, size_t rows)
+{
+    size_t work = bytes * KS_MAX(rows, (size_t)1);
+    return work >= TASK_BYTES ? 1 : (uint32_t)(TASK_BYTES / KS_MAX(work, (size_t)1));
+}
+
 /* ---- plan */
 
 static const struct {

@@ -95,6 +95,8 @@ static inline const float *ks__dev_vector(const ks_cpu_dev *d, int32_t w)
 
 /* Runs over [0, n) in pieces that keep every thread busy; one piece runs on the caller. */
 void ks__dev_fork(ks_cpu_dev *d, uint32_t n, uint32_t min_grain, ks_pool_fn fn, void *arg);
+/* Units of `bytes` read for each of `rows` rows that are worth a task: below it, sharing costs more than it saves. */
+uint32_t ks__dev_grain(size_t bytes, size_t rows);
 /* Makes regs[reg].act valid. */
 void ks__dev_quantize(ks_cpu_dev *d, uint32_t reg);
 /* The arguments of y = W[mat] x for rows of a register; y is the caller's. */

@@ -129,6 +129,10 @@ int ks__op_attn(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     (void)index, (void)err;
     ks__dev_append(d, (uint32_t)op->in[1], st->k, st->k_page_bytes, d->regs[op->in[1]].width, 0);
     ks__dev_append(d, (uint32_t)op->in[2], st->v, st->v_page_bytes, d->regs[op->in[2]].width, 0);
-    ks__dev_fork(d, ks__dev_tasks(d, op->u.attn.n_kv_heads), 1, attn_tasks, &j);
+    uint32_t group = op->u.attn.n_heads / op->u.attn.n_kv_heads, n = ks__dev_tasks(d, op->u.attn.n_kv_heads);
+    size_t keys = 0;
+    for (uint32_t s = 0; s < d->batch->n_seqs; s++) keys += (size_t)d->batch->seqs[s].pos + d->batch->seqs[s].n_rows;
+    size_t bytes = keys / d->batch->n_seqs * (op->u.attn.d_k + op->u.attn.d_v) * group;
+    ks__dev_fork(d, n, ks__dev_grain(bytes, d->batch->n_rows * op->u.attn.n_kv_heads / n), attn_tasks, &j);
     return 0;
 }

@@ -64,7 +64,8 @@ int ks__op_conv(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     struct rec_job j = { d, op, (d->regs[op->in[0]].width + CONV_CHANNELS - 1) / CONV_CHANNELS };
     (void)index, (void)err;
     start(d, op);
-    ks__dev_fork(d, j.n * d->batch->n_seqs, 1, conv_tasks, &j);
+    size_t bytes = (size_t)CONV_CHANNELS * op->u.conv.width * 2 * sizeof(float);
+    ks__dev_fork(d, j.n * d->batch->n_seqs, ks__dev_grain(bytes, d->batch->n_rows / d->batch->n_seqs), conv_tasks, &j);
     return 0;
 }
 
@@ -126,6 +127,7 @@ int ks__op_delta(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     struct rec_job j = { d, op, op->u.delta.n_v_heads };
     (void)index, (void)err;
     start(d, op);
-    ks__dev_fork(d, j.n * d->batch->n_seqs, 1, delta_tasks, &j);
+    size_t bytes = (size_t)op->u.delta.d_k * op->u.delta.d_v * 2 * sizeof(float);
+    ks__dev_fork(d, j.n * d->batch->n_seqs, ks__dev_grain(bytes, d->batch->n_rows / d->batch->n_seqs), delta_tasks, &j);
     return 0;
 }

@@ -81,6 +81,6 @@ int ks__op_linear(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
         j.a.x = x->p;
         j.a.x_stride = x->stride;
     }
-    ks__dev_fork(d, ks_t16_strips(j.a.n_out), 1, linear_strips, &j);
+    ks__dev_fork(d, ks_t16_strips(j.a.n_out), ks__dev_grain(j.a.strip_bytes, j.a.n_rows), linear_strips, &j);
     return 0;
 }

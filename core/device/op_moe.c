@@ -162,8 +162,12 @@ static void run_ffn(struct ffn_job *j)
     j->down_bias = ks__dev_vector(d, j->op->w[3]);
     j->n_blocks = (j->op->u.mlp.n_ff + KS_MOE_BLOCK - 1) / KS_MOE_BLOCK;
     if (j->plan->quantized) ks__dev_quantize(d, (uint32_t)j->op->in[0]);
-    ks__dev_fork(d, j->n_active * j->n_blocks, 1, hidden_tasks, j);
-    ks__dev_fork(d, ks_t16_strips(j->down->n_out), 1, output_strips, j);
+    uint32_t n_pairs = j->begin[j->op->u.mlp.n_experts];
+    size_t block = 2 * KS_MOE_BLOCK / 16 * ks_t16_strip_bytes(j->gate_up->type, j->gate_up->n_in, j->gate_up->group);
+    size_t strip = ks_t16_strip_bytes(j->down->type, j->down->n_in, j->down->group);
+    ks__dev_fork(d, j->n_active * j->n_blocks, ks__dev_grain(block, n_pairs / KS_MAX(j->n_active, 1u)), hidden_tasks,
+                 j);
+    ks__dev_fork(d, ks_t16_strips(j->down->n_out), ks__dev_grain(strip, n_pairs), output_strips, j);
 }
 
 /* Counting sort of the batch's pairs by expert, stable: a row's pairs keep their order. */
