@@ -230,7 +230,7 @@ static void need_mla(const ks_op *op, const struct dev_op *p, struct needs *n)
     size_t rows = (size_t)KS_MLA_ROWS * op->u.mla.n_heads, latent = op->u.mla.d_latent;
     n->mla_q = KS_MAX(n->mla_q, rows * (latent + op->u.mla.d_rope));
     n->mla_o = KS_MAX(n->mla_o, rows * latent);
-    n->scratch = KS_MAX(n->scratch, sizeof(float) * op->u.mla.d_nope * latent);
+    n->scratch = KS_MAX(n->scratch, sizeof(float) * op->u.mla.d_nope * ks_t16_n_in(op->u.mla.d_latent));
     if (!p->quantized) return;
     n->mla_rows = KS_MAX(n->mla_rows, rows);
     n->mla_latent = KS_MAX(n->mla_latent, op->u.mla.d_latent);

@@ -25,33 +25,42 @@ static float scale_of(const ks_weight *w, const uint8_t *scales, uint32_t group,
     return ks_bf16_to_f32(h);
 }
 
-static float code_of(uint32_t type, const uint8_t *dword, uint32_t k)
+/* The 32 / bits values of one dword. */
+static void decode_dword(uint32_t type, const uint8_t *dword, float scale, float *out)
 {
-    float f;
-    uint16_t h;
-    uint32_t nibble = k < 4 ? dword[k % 4] & 15u : dword[k % 4] >> 4;
+    uint16_t h[2];
     switch (type) {
-    case KS_T_F32: memcpy(&f, dword, 4); return f;
-    case KS_T_BF16: memcpy(&h, dword + 2 * (size_t)k, 2); return ks_bf16_to_f32(h);
-    case KS_T_I8: return (float)(int8_t)dword[k];
-    case KS_T_MXFP4: return ks_e2m1_to_f32((uint8_t)nibble);
-    default: return (float)nibble - 8.0f; /* I4 */
+    case KS_T_F32: memcpy(out, dword, 4); break;
+    case KS_T_BF16:
+        memcpy(h, dword, sizeof h);
+        out[0] = ks_bf16_to_f32(h[0]);
+        out[1] = ks_bf16_to_f32(h[1]);
+        break;
+    case KS_T_I8:
+        for (uint32_t j = 0; j < 4; j++) out[j] = scale * (float)(int8_t)dword[j];
+        break;
+    case KS_T_I4:
+        for (uint32_t j = 0; j < 8; j++) out[j] = scale * ((float)(dword[j % 4] >> (j & 4) & 15) - 8.0f);
+        break;
+    default: /* MXFP4 */
+        for (uint32_t j = 0; j < 8; j++) out[j] = scale * ks_e2m1_to_f32(dword[j % 4] >> (j & 4) & 15);
+        break;
     }
 }
 
-/* out: (n_out, n_in) */
-static void decode(const ks_weight *w, uint32_t mat, float *out)
+/* out: (n_out, stride), stride being n_in padded to whole dwords. */
+static void decode(const ks_weight *w, uint32_t mat, float *out, uint32_t stride)
 {
     ks_matmul_args m = ks__dev_matmul(w, mat);
     uint32_t per = 32 / ks_type_bits(w->type);
     for (uint32_t row = 0; row < w->n_out; row++) {
-        const uint8_t *strip = (const uint8_t *)m.w + row / 16 * m.strip_bytes,
-                      *scales = strip + ks_t16_values_bytes(w->type, w->n_in);
+        const uint8_t *strip = (const uint8_t *)m.w + row / 16 * m.strip_bytes;
+        const uint8_t *scales = strip + ks_t16_values_bytes(w->type, w->n_in);
         float scale = 1;
-        for (uint32_t k = 0; k < w->n_in; k++) {
+        for (uint32_t k = 0; k < w->n_in; k += per) {
             if (w->group && k % w->group == 0) scale = scale_of(w, scales, k / w->group, row % 16);
-            out[(size_t)row * w->n_in + k] =
-                scale * code_of(w->type, strip + ((size_t)(k / per) * 16 + row % 16) * 4, k % per);
+            decode_dword(w->type, strip + ((size_t)(k / per) * 16 + row % 16) * 4, scale,
+                         out + (size_t)row * stride + k);
         }
     }
 }
@@ -64,15 +73,16 @@ static void absorb_heads(void *arg, uint32_t begin, uint32_t end, uint32_t worke
     ks_cpu_dev *d = j->d;
     const ks_op *op = j->op;
     uint32_t nope = op->u.mla.d_nope, rope = op->u.mla.d_rope, latent = op->u.mla.d_latent, width = latent + rope;
+    uint32_t stride = ks_t16_n_in(latent);
     float *w = ks__dev_scratch(d, worker);
     for (uint32_t h = begin; h < end; h++) {
-        decode(&d->g->weights[op->w[0]], h, w);
+        decode(&d->g->weights[op->w[0]], h, w, stride);
         for (uint32_t r = 0; r < j->n_rows; r++) {
             const float *q = ks__dev_row(d, (uint32_t)op->in[0], j->row + r) + (size_t)h * (nope + rope);
             float *y = d->mla_q + ((size_t)r * op->u.mla.n_heads + h) * width;
             for (uint32_t i = 0; i < latent; i++) y[i] = 0;
             for (uint32_t n = 0; n < nope; n++)
-                for (uint32_t i = 0; i < latent; i++) y[i] += q[n] * w[(size_t)n * latent + i];
+                for (uint32_t i = 0; i < latent; i++) y[i] += q[n] * w[(size_t)n * stride + i];
             memcpy(y + latent, q + nope, rope * sizeof *y);
         }
     }
