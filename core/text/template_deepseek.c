@@ -2,7 +2,8 @@
  *
  * Wording and markers are the format that those models were trained with. Variables: messages, tools,
  * add_generation_prompt, bos_token, thinking (or enable_thinking); V4 also reasoning_effort ("max") and drop_thinking.
- * Pieces, to be joined: a C compiler need not take longer strings. Arguments of tool calls may be an object or a JSON string. Read-only. [any] */
+ * Pieces, to be joined: a C compiler need not take longer strings. Arguments of tool calls may be an object or a JSON
+ * string. Read-only. [any] */
 #include "text/template_int.h"
 
 /* clang-format off */

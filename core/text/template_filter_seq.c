@@ -98,7 +98,8 @@ FN(f_join)
 static tv sort_keys(ks_trun *r, tv items, tv attr, bool fold, bool listed)
 {
     tv keys = ks__tv_list(r, items.u.l->n);
-    const char *path = attr.kind == KS_TV_STR ? attr.u.s->p : "", *end = path + (attr.kind == KS_TV_STR ? attr.u.s->n : 0);
+    const char *path = attr.kind == KS_TV_STR ? attr.u.s->p : "",
+               *end = path + (attr.kind == KS_TV_STR ? attr.u.s->n : 0);
     for (uint32_t i = 0; i < items.u.l->n; i++) {
         tv item = items.u.l->v[i], key = ks__tv_list(r, 1);
         const char *p = path;

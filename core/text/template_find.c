@@ -164,7 +164,8 @@ static int built_in(const char *dir, const char *const **ret, ks_err *err)
 static bool is_plain_name(const char *name)
 {
     for (const char *p = name; *p; p++)
-        if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_' || *p == '-'))
+        if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_' ||
+              *p == '-'))
             return false;
     return *name != 0 && strlen(name) < 128;
 }
@@ -194,8 +195,8 @@ int ks_template_find(const char *dir, const char *name, char **ret_source, size_
     if (rc) return rc;
     if (!text)
         return ks_fail(err, KS_E_NOTFOUND,
-                       "'%.200s' has no chat template '%s': neither %s nor a chat_template in tokenizer_config.json", dir,
-                       name, file);
+                       "'%.200s' has no chat template '%s': neither %s nor a chat_template in tokenizer_config.json",
+                       dir, name, file);
     *ret_source = text;
     *ret_n = n;
     return 0;

@@ -19,7 +19,7 @@
 /* ---- limits */
 
 #define KS_TMPL_SOURCE_MAX ((size_t)4 << 20)    /* the largest real template has 17 KB */
-#define KS_TMPL_FUEL ((uint64_t)50 << 20)       /* steps: a second or two at most */
+#define KS_TMPL_FUEL ((uint64_t)32 << 20)       /* steps: a second or two at most */
 #define KS_TMPL_OUTPUT_BYTES ((size_t)64 << 20) /* a million tokens have about 5 MB */
 #define KS_TMPL_MEMORY_BYTES ((size_t)512 << 20)
 #define KS_TMPL_DEPTH 600u       /* nested evaluations; about 0.5 KB of stack each */
@@ -326,10 +326,10 @@ typedef struct ks_tparse {
     ks_ttoken *tok; /* ends with KS_TT_EOF */
     size_t n_tok, cap_tok, at;
     uint32_t depth, loops, fors; /* loops: `for`s that a break could end; fors: all around */
-    uint32_t scopes, ifs; /* around: scopes of their own; conditions of the outermost level */
-    bool soft;            /* under a condition */
-    ks_tnode *unknown;     /* filters and tests that do not exist, chained by `other` */
-    ks_tparams *macro;     /* the macro being parsed: varargs, kwargs, caller are noted there */
+    uint32_t scopes, ifs;        /* around: scopes of their own; conditions of the outermost level */
+    bool soft;                   /* under a condition */
+    ks_tnode *unknown;           /* filters and tests that do not exist, chained by `other` */
+    ks_tparams *macro;           /* the macro being parsed: varargs, kwargs, caller are noted there */
     jmp_buf out;
     ks_err *err;
 } ks_tparse;

@@ -404,7 +404,8 @@ ks_tv ks__tv_slice(ks_trun *r, ks_tv obj, ks_tv a, ks_tv b, ks_tv c)
 {
     int64_t step = 1;
     ks__tv_need_defined(r, obj);
-    if (!is_seq(obj) && obj.kind != KS_TV_RANGE) ks__tr_fail(r, "a value of type '%s' cannot be sliced", ks__tv_type(obj));
+    if (!is_seq(obj) && obj.kind != KS_TV_RANGE)
+        ks__tr_fail(r, "a value of type '%s' cannot be sliced", ks__tv_type(obj));
     if (c.kind != KS_TV_MISSING && c.kind != KS_TV_NONE) {
         ks__tv_need_defined(r, c);
         if (!ks__tv_to_int(c, &step)) ks__tr_fail(r, "a slice's step must be an integer, not '%s'", ks__tv_type(c));

@@ -118,9 +118,10 @@ FN(s_case)
 
 enum { STRIP_LEFT = 1, STRIP_RIGHT = 2 };
 
-static bool in_set(uint32_t cp, const ks_tstr *set)
+static bool in_set(ks_trun *r, uint32_t cp, const ks_tstr *set)
 {
     if (!set) return ks__uc_space(cp);
+    ks__tr_burn(r, 1 + set->n / 8);
     for (size_t at = 0; at < set->n;)
         if (next_cp(set, &at) == cp) return true;
     return false;
@@ -133,15 +134,15 @@ FN(s_strip)
     size_t begin = 0, end = s->n;
     while ((fn->arg & STRIP_LEFT) && begin < end) {
         size_t at = begin;
-        if (!in_set(next_cp(s, &at), set)) break;
+        if (!in_set(r, next_cp(s, &at), set)) break;
         begin = at;
     }
     while ((fn->arg & STRIP_RIGHT) && begin < end) {
         size_t at = end;
-        if (!in_set(prev_cp(s, &at), set)) break;
+        if (!in_set(r, prev_cp(s, &at), set)) break;
         end = at;
     }
-    ks__tr_burn(r, (s->n - (end - begin)) / 8 * (set ? set->n + 1 : 1));
+    ks__tr_burn(r, (s->n - (end - begin)) / 8);
     return piece(r, s, begin, end);
 }
 

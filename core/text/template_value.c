@@ -333,7 +333,7 @@ int ks__tv_order(ks_trun *r, ks_tv a, ks_tv b, const char *op)
         /* the order of UTF-8 bytes is the order of code points */
         ks__tr_burn(r, KS_MIN(a.u.s->n, b.u.s->n) / 64);
         int c = memcmp(a.u.s->p, b.u.s->p, KS_MIN(a.u.s->n, b.u.s->n));
-        return c ? c : (a.u.s->n > b.u.s->n) - (a.u.s->n < b.u.s->n);
+        return c ? (c > 0) - (c < 0) : (a.u.s->n > b.u.s->n) - (a.u.s->n < b.u.s->n);
     }
     if (a.kind == b.kind && (a.kind == KS_TV_LIST || a.kind == KS_TV_TUPLE)) {
         int c = (a.u.l->n > b.u.l->n) - (a.u.l->n < b.u.l->n);

@@ -790,6 +790,10 @@ l|min
 l|max
 ls|min
 ls|max
+'{}'|max
+'{}'|min
+'a' < 'c'
+'c' < 'a'
 ls|max(case_sensitive=true)
 el|min
 users|max(attribute='age')

@@ -1,0 +1,32 @@
+/* Chat templates: any source compiles or fails with a message, and what compiles renders within its limits or fails.
+ * The input is the source, then optionally a NUL and a JSON context. One thread. */
+#include "text/template.h"
+#include <stdlib.h>
+#include <string.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const char dflt[] =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"h\u00e9 <b>\"}, {\"role\": \"assistant\", "
+        "\"content\": null, \"tool_calls\": [{\"name\": \"f\", \"arguments\": {\"a\": 1.0}}]}], "
+        "\"s\": \"Hello, World\", \"l\": [3, 1, 2], \"d\": {\"b\": 1, \"a\": [true]}, \"n\": 7}";
+    static const ks_template_limits limits = {
+        .fuel = 100000, .output_bytes = 1 << 20, .memory_bytes = (size_t)16 << 20, .depth = 100
+    };
+    const uint8_t *nul = size ? memchr(data, 0, size) : NULL;
+    size_t n = nul ? (size_t)(nul - data) : size;
+    const char *context = nul ? (const char *)nul + 1 : dflt;
+    size_t context_n = nul ? size - n - 1 : sizeof dflt - 1;
+    ks_template *t = NULL;
+    ks_err err = { 0 };
+    if (ks_template_new((const char *)data, n, &t, &err) < 0) return err.msg[0] ? 0 : (abort(), 0);
+    char *out = NULL;
+    size_t out_n = 0;
+    int rc = ks_template_render(t, context, context_n, 1767323045, &limits, &out, &out_n, &err);
+    if (rc < 0 ? !err.msg[0] : out_n > limits.output_bytes || out[out_n] != 0) abort();
+    free(out);
+    ks_template_free(t);
+    return 0;
+}

@@ -1,0 +1,176 @@
+/* What templates compute, against the reference: our own snippets (template_cases.jsonl, made by
+ * make_template_cases.py), and real models' templates, which are other people's and found through KRASIS_TEST_DATA. */
+#include "base/file.h"
+#include "text/template.h"
+#include <dirent.h>
+#include <krasis/json.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define NOW 1767323045 /* 2026-01-02 03:04:05 UTC, which all files say */
+
+typedef struct span {
+    const char *p;
+    size_t n;
+} span;
+
+static char *read_all(const char *path, size_t *ret_n)
+{
+    char *text = NULL;
+    ks_err err = { 0 };
+    if (ks_file_read(path, (size_t)64 << 20, &text, ret_n, &err)) fail_msg("%s", err.msg);
+    return text;
+}
+
+/* The value of a member of a JSON object, as it is spelled; n 0: none. */
+static span member(span object, const char *name)
+{
+    ks_json j;
+    ks_json_init(&j, object.p, object.n, 64);
+    assert_int_equal(ks_json_next(&j), KS_JSON_OBJECT);
+    while (ks_json_next(&j) == KS_JSON_KEY) {
+        bool hit = ks_json_is(&j, name);
+        size_t from = j.at;
+        assert_int_equal(ks_json_skip(&j), 0);
+        while (object.p[from] == ':' || object.p[from] == ' ') from++;
+        if (hit) return (span) { object.p + from, j.at - from };
+    }
+    assert_null(j.error);
+    return (span) { NULL, 0 };
+}
+
+static char *string_of(span v, size_t *ret_n)
+{
+    ks_json j;
+    char *s = malloc(v.n + 1);
+    assert_non_null(s);
+    ks_json_init(&j, v.p, v.n, 1);
+    assert_int_equal(ks_json_next(&j), KS_JSON_STRING);
+    assert_int_equal(ks_json_str(&j, s, v.n + 1, ret_n), 0);
+    return s;
+}
+
+/* Renders and compares; want.n 0: an error is expected. True if all is as it should be. */
+static bool check(const char *what, const char *source, size_t n, span context, span want, span reason)
+{
+    ks_template *t = NULL;
+    ks_err err = { 0 };
+    char *got = NULL;
+    size_t got_n = 0;
+    int rc = ks_template_new(source, n, &t, &err);
+    if (!rc) rc = ks_template_render(t, context.p, context.n, NOW, NULL, &got, &got_n, &err);
+    ks_template_free(t);
+    bool ok = rc != 0;
+    if (want.n) {
+        size_t want_n;
+        char *text = string_of(want, &want_n);
+        ok = !rc && got_n == want_n && memcmp(got, text, want_n) == 0;
+        if (!ok) print_error("%s\n  wanted %s\n  got    %s\n", what, text, rc ? err.msg : got);
+        free(text);
+    } else if (!ok) {
+        print_error("%s\n  wanted an error, as %.*s\n  got    %s\n", what, (int)reason.n, reason.p, got);
+    }
+    free(got);
+    return ok;
+}
+
+static void snippets_give_what_the_reference_gives(void **state)
+{
+    (void)state;
+    size_t n, bad = 0, all = 0, errors = 0;
+    char *text = read_all(KS_SOURCE_DIR "/tests/text/template_cases.jsonl", &n);
+    span head = { text, strcspn(text, "\n") }, context = member(head, "context");
+    for (const char *p = text + head.n + 1; p < text + n; p += strcspn(p, "\n") + 1) {
+        span line = { p, strcspn(p, "\n") }, want = member(line, "r"), reason = member(line, "e");
+        size_t source_n;
+        char *source = string_of(member(line, "t"), &source_n);
+        bad += !check(source, source, source_n, context, want, reason);
+        errors += want.n == 0;
+        all++;
+        free(source);
+    }
+    free(text);
+    assert_true(all > 1400 && errors > 200);
+    assert_int_equal(bad, 0);
+}
+
+/* {"messages": ..., then what kwargs holds} */
+static span join_context(span messages, span kwargs, char **ret_text)
+{
+    char *s = malloc(messages.n + kwargs.n + 32);
+    assert_non_null(s);
+    int n = sprintf(s, "{\"messages\": %.*s%s%.*s", (int)messages.n, messages.p, kwargs.n > 2 ? ", " : "",
+                    (int)kwargs.n - 1, kwargs.p + 1);
+    *ret_text = s;
+    return (span) { s, (size_t)n };
+}
+
+/* All cases of a file; returns how many are wrong. */
+static size_t check_file(const char *dir, const char *name, size_t *inout_all)
+{
+    char path[1200], what[400];
+    size_t n, source_n, bad = 0;
+    (void)snprintf(path, sizeof path, "%s/%s.jinja", dir, name);
+    char *source = read_all(path, &source_n);
+    (void)snprintf(path, sizeof path, "%s/%s.expected.json", dir, name);
+    char *text = read_all(path, &n);
+    span cases = member((span) { text, n }, "cases");
+    ks_json j;
+    ks_json_init(&j, cases.p, cases.n, 64);
+    assert_int_equal(ks_json_next(&j), KS_JSON_ARRAY);
+    while (ks_json_next(&j) == KS_JSON_OBJECT) {
+        size_t from = j.at - 1;
+        assert_int_equal(ks_json_skip(&j), 0);
+        span one = { cases.p + from, j.at - from }, id = member(one, "name");
+        char *own;
+        span context = join_context(member(one, "messages"), member(one, "kwargs"), &own);
+        (void)snprintf(what, sizeof what, "%s, %.*s", name, (int)id.n, id.p);
+        bad += !check(what, source, source_n, context, member(one, "rendered"), member(one, "error"));
+        (*inout_all)++;
+        free(own);
+    }
+    free(text);
+    free(source);
+    return bad;
+}
+
+static void real_templates_give_what_the_reference_gives(void **state)
+{
+    (void)state;
+    const char *data = getenv("KRASIS_TEST_DATA");
+    if (!data) {
+        print_message("KRASIS_TEST_DATA is not set: no templates of real models here\n");
+        skip();
+    }
+    char dir[800], name[256];
+    (void)snprintf(dir, sizeof dir, "%s/templates", data);
+    DIR *d = opendir(dir);
+    if (!d) {
+        print_message("%s is not there: no templates of real models here\n", dir);
+        skip();
+    }
+    size_t bad = 0, all = 0;
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+        const char *end = strstr(e->d_name, ".expected.json");
+        if (!end || end[14] || (size_t)(end - e->d_name) >= sizeof name) continue;
+        (void)snprintf(name, sizeof name, "%.*s", (int)(end - e->d_name), e->d_name);
+        bad += check_file(dir, name, &all);
+    }
+    closedir(d);
+    assert_true(all > 0);
+    assert_int_equal(bad, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(snippets_give_what_the_reference_gives),
+        cmocka_unit_test(real_templates_give_what_the_reference_gives),
+    };
+    (void)setenv("TZ", "UTC", 1);
+    return cmocka_run_group_tests_name("template cases", tests, NULL, NULL);
+}
