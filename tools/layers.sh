@@ -17,7 +17,7 @@ for layer in "${layers[@]}"; do
     below+="$layer "
     [ -d "core/$layer" ] || continue
     while IFS=: read -r file line; do
-        inc=$(sed -E 's/.*#include "([^"]+)".*/\1/' <<<"$line")
+        [[ $line =~ \"([^\"]+)\" ]] && inc=${BASH_REMATCH[1]}
         dir=${inc%%/*}
         if [ "$dir" = "$inc" ]; then
             complain "$file includes \"$inc\": name it with its layer, \"$layer/$inc\""
@@ -29,7 +29,7 @@ done
 
 for plugin in plugins/*/; do
     while IFS=: read -r file line; do
-        inc=$(sed -E 's/.*#include "([^"]+)".*/\1/' <<<"$line")
+        [[ $line =~ \"([^\"]+)\" ]] && inc=${BASH_REMATCH[1]}
         [ -f "$plugin$inc" ] || complain "$file includes \"$inc\": a plugin sees <krasis/...> and its own folder only"
     done < <(grep -HE '^#include "' "$plugin"*.[ch] "$plugin"*.cu 2>/dev/null || true)
 done
@@ -37,7 +37,7 @@ done
 while read -r file; do complain "$file: the SDK must not include the core"; done < <(grep -lE '^#include "' include/krasis/*.h || true)
 
 if [ -n "${1:-}" ]; then
-    for so in "$1"/plugins/*.so; do
+    for so in "$1"/plugins/*.so "$1"/template/*.so; do
         exported=$(nm -D --defined-only "$so" | awk '$2 ~ /[A-Z]/ && $2 != "A" {print $3}' | sed 's/@.*//' | sort | tr '\n' ' ')
         [ "$exported" = "krasis_plugin_v1 " ] || complain "$so exports: $exported"
         foreign=$(nm -D --undefined-only "$so" | awk '{print $2}' | grep -E '^ks_' | tr '\n' ' ' || true)
