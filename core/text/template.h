@@ -1,4 +1,5 @@
-/* Chat templates: the subset of Jinja that models' templates use, interpreted with hard limits. [any] */
+/* Chat templates: Jinja as transformers runs it for models' templates, interpreted with hard limits. docs/templates.md
+ * tells what is there. The stack needs 256 KiB. [any] */
 #ifndef KS_TEXT_TEMPLATE_H
 #define KS_TEXT_TEMPLATE_H
 
@@ -11,16 +12,17 @@ typedef struct ks_template ks_template; /* compiled, immutable */
 /* Errors carry line, column and an excerpt. */
 KS_MUST_CHECK int ks_template_new(const char *source, size_t n, ks_template **ret, ks_err *err);
 void ks_template_free(ks_template *t);
-/* The chat template of a model directory: chat_template.jinja, else tokenizer_config.json's chat_template (a string,
- * or a list of {name, template}: `name` or "default"), else a built-in one for families that ship none.
- * KS_E_NOTFOUND: the model has none. */
+/* The chat template of a model directory: chat_template.jinja (additional_chat_templates/NAME.jinja for a name), else
+ * tokenizer_config.json's chat_template (a string, or a list of {name, template}: `name` or "default"), else a built-in
+ * one for families that ship none (deepseek_v32, deepseek_v4). NULL is "default"; for requests with tools, models may
+ * have one named "tool_use". KS_E_NOTFOUND: the model has none. */
 KS_MUST_CHECK int ks_template_find(const char *dir, const char *name, char **ret_source, size_t *ret_n, ks_err *err);
 
 typedef struct ks_template_limits {
     uint64_t fuel;       /* evaluation steps; 0: default */
-    size_t output_bytes; /* 0: default */
-    size_t memory_bytes;
-    uint32_t depth;
+    size_t output_bytes; /* 0: default; of the result and of any text on the way */
+    size_t memory_bytes; /* 0: default */
+    uint32_t depth;      /* 0: default, which is the most, too */
 } ks_template_limits;
 
 /* context: JSON object of the variables (messages, tools, add_generation_prompt, bos_token, ...). Numbers keep their
