@@ -486,7 +486,7 @@ int parse_completion(request *r, bool chat)
         bool whole = ks_jw_done(&f.rest) == 0;
         if (whole) o = cJSON_ParseWithLengthOpts(f.rest.text, f.rest.n, NULL, 0);
         rc = o ? get_small_fields(r, o)
-               : bad(r, NULL, "%s", whole ? "a number has more than 63 characters" : "out of memory for the request");
+               : bad(r, NULL, "%s", whole ? "a number is spelled too long" : "out of memory for the request");
         if (!rc) rc = get_seed(r, &f.seed);
     }
     cJSON_Delete(o);

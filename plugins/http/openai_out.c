@@ -355,7 +355,8 @@ static void sink_done(void *arg, const ks_usage *u, const ks_err *err)
     r->usage.completion_tokens += u->completion_tokens;
     bool cancelled = false;
     for (uint32_t i = 0; i < r->n_choices / r->p.n_prompts; i++)
-        cancelled |= r->choices[j->base + i].finish == KS_FINISH_CANCELED;
+        cancelled |=
+            r->choices[j->base + i].finish != KS_FINISH_STOP && r->choices[j->base + i].finish != KS_FINISH_LENGTH;
     if ((err || cancelled) && !r->failed) {
         ks_err stopped = { .code = KS_E_STATE, .msg = "the server is shutting down: the answer was cancelled" };
         http_fail_from(&r->error, err ? err : &stopped);

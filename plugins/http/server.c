@@ -325,6 +325,15 @@ static void client_gone(server *s, uint64_t id)
     pthread_mutex_unlock(&s->mu);
 }
 
+/* libmicrohttpd then closes it. `hard`: what the client does not take is dropped, not kept by the system. */
+static void cut_off(int fd, bool hard)
+{
+    struct linger none = { .l_onoff = 1, .l_linger = 0 };
+    if (hard)
+        (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none); /* without it, the system's limits hold */
+    (void)shutdown(fd, SHUT_RDWR);                                       /* fails if the client was faster */
+}
+
 static void tick(server *s)
 {
     uint64_t now = http_now_ns(), second = 1000000000u;
@@ -335,13 +344,12 @@ static void tick(server *s)
                                [PHASE_IDLE] = (uint64_t)s->o->idle_timeout_s * second };
     pthread_mutex_lock(&s->mu);
     for (struct connection *c = s->connections; c; c = c->next)
-        if (now > c->since_ns && now - c->since_ns > limit[c->phase])
-            (void)shutdown(c->fd, SHUT_RDWR); /* libmicrohttpd then closes it */
+        if (now > c->since_ns && now - c->since_ns > limit[c->phase]) cut_off(c->fd, c->phase == PHASE_SEND);
     for (request *r = s->requests; r; r = r->next) {
         pthread_mutex_lock(&r->mu);
         uint64_t silent = now > r->last_output_ns ? now - r->last_output_ns : 0;
         if (r->streaming && r->n_done == r->n_jobs) {
-            if (silent > limit[PHASE_SEND]) (void)shutdown(fd_of(r->conn), SHUT_RDWR); /* it does not read the rest */
+            if (silent > limit[PHASE_SEND]) cut_off(fd_of(r->conn), true); /* it does not read the rest */
         } else if (r->streaming && silent > (uint64_t)s->o->heartbeat_s * second) {
             ks_jw_bytes(&r->out, ":\n\n", 3); /* a bare comment: some clients take ": ping" for the end */
             r->last_output_ns = now;

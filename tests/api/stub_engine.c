@@ -195,7 +195,7 @@ static void end_job(stub *s, stub_job *j, int32_t code)
     ks_usage u = { .size = (uint32_t)sizeof u, .prompt_tokens = 7, .cached_tokens = 3, .completion_tokens = n * j->at };
     if (code == KS_E_CONTEXT)
         (void)ks_fail(&err, code, "the maximum context length is 4096 tokens, the prompt is too long: it has 9999");
-    else if (code && code != KS_E_CANCELED)
+    else if (code && (code != KS_E_CANCELED || !j->begun)) /* a begun one says it by its choices' finish */
         (void)ks_fail(&err, code, "stub: the job says %d", code);
     if (j->begun)
         for (uint32_t c = 0; c < n; c++) j->sink.on_finish(j->sink.arg, c, finish);
