@@ -167,7 +167,9 @@ void krn_row(const conform *c, uint32_t index, outcome *o)
         skip_rest(o, "the reference has no row of this op and these types");
         return;
     }
-    if (!snapshot_take(&before, p.so)) {
+    /* Under a sanitizer the plugin's segments hold red zones, which nobody may read, and state that is not the
+     * plugin's. */
+    if (!CONFORM_SANITIZED && !snapshot_take(&before, p.so)) {
         verdict(o, BROKEN, "out of memory for a copy of the plugin's static memory");
         return;
     }
@@ -183,7 +185,8 @@ void krn_row(const conform *c, uint32_t index, outcome *o)
     if (rc > 0) skip_rest(o, "not reached");
     for (uint32_t i = 0; i < 3; i++)
         if (o[i].verdict == NOT_REACHED) o[i].verdict = PASSED;
-    if (rc == 0) judge_state(&before, &o[3]);
+    if (CONFORM_SANITIZED) skip_rest(o, "a sanitizer keeps state of its own");
+    if (o[3].verdict == NOT_REACHED) judge_state(&before, &o[3]);
 }
 
 /* ---- LDR-1 */
@@ -242,8 +245,8 @@ static bool feed(const ks_loader_iface *l, void *self, const victim *v, const ui
         return false;
     }
     rc = l->open(self, v->path, &file, &err);
-    if (rc > 0 || (rc < 0 && !err.msg[0])) {
-        verdict(o, BROKEN, "open() answers %d to a file of %zu bytes, with the message '%.200s'", rc, n, err.msg);
+    if (rc > 0) {
+        verdict(o, BROKEN, "open() answers %d to a file of %zu bytes: it must be 0 or negative", rc, n);
         return false;
     }
     if (rc == 0) {
