@@ -177,26 +177,34 @@ void abi_3(const conform *c, outcome *o)
     verdict(o, library ? SKIPPED : BROKEN, "%s", text ? text : "dlopen failed");
 }
 
+/* The descriptor's cpu_required, from the file. */
+static bool read_required(const ks_elf *e, uint64_t *ret)
+{
+    const Elf64_Sym *s = ks_elf_find(e, KS_PLUGIN_SYMBOL);
+    uint32_t size;
+    return s && !ks_elf_read(e, s->st_value, &size, sizeof size, NULL) &&
+           size >= offsetof(ks_plugin, cpu_required) + sizeof *ret &&
+           !ks_elf_read(e, s->st_value + offsetof(ks_plugin, cpu_required), ret, sizeof *ret, NULL);
+}
+
 void abi_4(const conform *c, outcome *o)
 {
     ks_elf e;
-    uint32_t size = 0;
     uint64_t required = 0;
     if (!elf_open(c, &e, o)) return;
-    const Elf64_Sym *s = ks_elf_find(&e, KS_PLUGIN_SYMBOL);
     uint32_t n = ks_elf_n_constructors(&e);
-    if (!s || ks_elf_read(&e, s->st_value, &size, sizeof size, NULL) ||
-        size < offsetof(ks_plugin, cpu_required) + sizeof required ||
-        ks_elf_read(&e, s->st_value + offsetof(ks_plugin, cpu_required), &required, sizeof required, NULL))
+    const bool readable = read_required(&e, &required);
+    ks_elf_close(&e);
+    c->board->cpu_required = required;
+    if (!readable)
         verdict(o, SKIPPED, "its descriptor cannot be read");
     else if (CONFORM_SANITIZED)
         verdict(o, SKIPPED, "a sanitizer has constructors of its own");
     else if (required && n > 1) /* one is the C runtime's */
-        verdict(o, BROKEN, "it has %u constructors and needs CPU features: they run before anybody can test for them",
-                n - 1);
+        verdict(o, BROKEN,
+                "%u constructors run when it is loaded, before anybody can test for the CPU features it needs", n - 1);
     else
         o->verdict = PASSED;
-    ks_elf_close(&e);
 }
 
 static void put_rows(const conform *c, const plug *p)
@@ -217,9 +225,10 @@ void abi_5(const conform *c, outcome *o)
     if (!elf_open(c, &e, o)) return;
     const Elf64_Sym *s = ks_elf_find(&e, KS_PLUGIN_SYMBOL);
     uint64_t symbol_bytes = s ? s->st_size : 0;
+    const bool is_data = s && ELF64_ST_TYPE(s->st_info) == STT_OBJECT;
     ks_elf_close(&e);
-    if (!s) {
-        verdict(o, BROKEN, "it does not export " KS_PLUGIN_SYMBOL);
+    if (!is_data) {
+        verdict(o, SKIPPED, "ABI-1 is broken");
         return;
     }
     if (!plug_load(c, &p, UINT64_MAX, o)) return;
