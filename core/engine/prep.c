@@ -157,10 +157,11 @@ static int render_once(ks_engine *e, ks_job *j, uint32_t flags, char **ret, size
     int rc = copy_kwargs(&w, j, err);
     ks_jw_key(&w, "messages");
     if (!rc) rc = ks_chat_messages(j->rq.messages, j->rq.messages_bytes, flags, &w, err);
-    if (j->rq.tools) {
-        ks_jw_key(&w, "tools");
+    ks_jw_key(&w, "tools"); /* null without tools, as the reference has it: some templates ask `is defined` */
+    if (j->rq.tools)
         ks_jw_raw(&w, j->rq.tools, j->rq.tools_bytes);
-    }
+    else
+        ks_jw_null(&w);
     ks_jw_key(&w, "add_generation_prompt");
     ks_jw_bool(&w, true);
     for (size_t i = 3; i < KS_COUNT(reserved); i++) {
