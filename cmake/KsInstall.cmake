@@ -22,6 +22,8 @@ install(FILES ${dir}/krasis-plugin.pc DESTINATION lib/pkgconfig)
 
 install(FILES docs/krasis.1 DESTINATION share/man/man1)
 install(FILES docs/krasis.ini.5 DESTINATION share/man/man5)
-install(FILES README.md CHANGELOG.md LICENSE conf/krasis.ini docs/plugin-abi.md docs/plugin-guide.md ABI-CHANGES.md
+# As in the tree, so that the links between them hold.
+install(FILES README.md CHANGELOG.md LICENSE ABI-CHANGES.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md
     DESTINATION share/doc/krasis)
+install(DIRECTORY docs conf DESTINATION share/doc/krasis PATTERN "krasis.1" EXCLUDE PATTERN "krasis.ini.5" EXCLUDE)
 install(DIRECTORY plugins/template DESTINATION share/doc/krasis)

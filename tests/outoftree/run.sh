@@ -16,6 +16,23 @@ cmake --build my-kernels/build
 ctest --test-dir my-kernels/build --no-tests=error --output-on-failure
 cmake --install my-kernels/build --prefix "$prefix"
 
+echo "== in the installed program"
+"$prefix"/bin/krasis plugins | tee plugins.log
+grep -qE '^kernels +my-kernels +0\.1\.0 +100 +chosen ' plugins.log
+
+echo "== CPU features: flags and requirement are one list"
+sed -i 's/KERNELS norm.c/KERNELS norm.c CPU avx2 fma/' my-kernels/CMakeLists.txt
+cmake --build my-kernels/build
+export KRASIS_PLUGIN_PATH=$PWD/my-kernels/build/plugins
+rm "$prefix"/lib/krasis/plugins/my-kernels.so
+KRASIS_CPU_MASK=fma "$prefix"/bin/krasis plugins | tee plugins.log
+grep -qE '^kernels +my-kernels .* refused +this CPU lacks .*fma$' plugins.log
+KRASIS_CPU_MASK=fma "$prefix"/bin/krasis-conform my-kernels/build/plugins/my-kernels.so >conform.log
+grep -qE '^ok [0-9]+ - KRN-1 norm_plain: .* # SKIP this CPU lacks .*fma$' conform.log
+sed -i 's/CPU avx2 fma/CPU avx9/' my-kernels/CMakeLists.txt
+if cmake -S my-kernels -B my-kernels/build >wrong.log 2>&1; then exit 1; fi
+grep "there is no CPU feature 'avx9'" wrong.log
+
 echo "== through pkg-config"
 export PKG_CONFIG_PATH=$prefix/lib/pkgconfig
 read -ra flags < <(pkg-config --cflags krasis-plugin)
@@ -26,10 +43,8 @@ mkdir my-kernels/plain
 "$prefix"/bin/krasis-conform my-kernels/plain/my-kernels.so
 test "$(pkg-config --variable=plugindir krasis-plugin)" -ef "$prefix"/lib/krasis/plugins
 
-echo "== in the installed program, from the installed folder and from one of the author's own"
-"$prefix"/bin/krasis plugins | tee plugins.log
-grep -qE '^kernels +my-kernels +0\.1\.0 +100 +chosen ' plugins.log
-rm "$prefix"/lib/krasis/plugins/my-kernels.so
-KRASIS_PLUGIN_PATH=$PWD/my-kernels/plain "$prefix"/bin/krasis plugins --kernels my-kernels --kernels-table | tee rows.log
+echo "== in a folder of the author's own"
+export KRASIS_PLUGIN_PATH=$PWD/my-kernels/plain
+"$prefix"/bin/krasis plugins --kernels my-kernels --kernels-table | tee rows.log
 grep -qE '^norm +- +f32 +- +my-kernels +norm_plain$' rows.log
 grep -qE '^rope +- +f32 +- +ref ' rows.log
