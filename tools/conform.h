@@ -60,6 +60,9 @@ typedef struct plug {
 } plug;
 
 KS_PRINTF(3, 4) void verdict(outcome *o, int32_t v, const char *fmt, ...);
+/* A plugin that is given back at the end of its block; every rule has one. */
+#define PLUG(p) __attribute__((cleanup(plug_fini))) plug p = { 0 }
+void plug_fini(plug *p);
 /* conform_abi.c. False: the outcome is already BROKEN with the reason. */
 bool plug_load(const conform *c, plug *p, uint64_t cpu, outcome *o);
 /* Opens it; false with the reason in err if it cannot be opened here. */

@@ -89,6 +89,11 @@ bool plug_load(const conform *c, plug *p, uint64_t cpu, outcome *o)
     return true;
 }
 
+void plug_fini(plug *p)
+{
+    ks_registry_close(p->registry); /* nothing is open in it; NULL is fine */
+}
+
 bool plug_open(plug *p, void **ret_self, ks_err *err)
 {
     *ret_self = NULL;
@@ -218,7 +223,7 @@ static void put_rows(const conform *c, const plug *p)
 
 void abi_5(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     ks_elf e;
     const char *slash = strrchr(c->path, '/'), *file = slash ? slash + 1 : c->path;
     char want[48];
@@ -252,7 +257,7 @@ void abi_5(const conform *c, outcome *o)
 
 void abi_7(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     struct {
         ks_probe p;
         int rc;
@@ -311,7 +316,7 @@ static bool live_once(plug *p, uint32_t fds[2], int round, outcome *o)
 
 void abi_8(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     uint32_t first[2], second[2];
     if (!plug_load(c, &p, ks_cpu_features(), o)) return;
     if (!p.d.open && !p.d.close) {
@@ -332,7 +337,7 @@ void abi_8(const conform *c, outcome *o)
 void abi_9(const conform *c, outcome *o)
 {
     static const char *const unknown[] = { "krasis.no-such-extension/1", "", "krasis.numa/1 and more" };
-    plug p;
+    PLUG(p);
     void *self;
     ks_err err = { 0 };
     if (!plug_load(c, &p, ks_cpu_features(), o)) return;
@@ -363,7 +368,7 @@ static bool is_proper(int rc, const ks_err *err, const char *what, outcome *o)
 
 void abi_10(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     void *self = NULL, *file = NULL;
     ks_err err = { 0 };
     ks_probe ret = { .size = (uint32_t)sizeof ret };
@@ -400,7 +405,7 @@ void abi_11(const conform *c, outcome *o)
                                              "setlocale",     "chdir", "fchdir",       "signal",     "system",
                                              "fork",          "umask", "__printf_chk", "vprintf",    "atexit" };
     ks_elf e;
-    plug p;
+    PLUG(p);
     char found[200];
     ks_err err = { 0 };
     void *self;
@@ -450,7 +455,7 @@ static bool takes_size(const conform *c, const plug *p, uint32_t size, outcome *
 
 void abi_12(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     struct {
         ks_probe p;
         uint8_t later[64];

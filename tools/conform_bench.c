@@ -201,7 +201,7 @@ static bool setup(bench *b, size_t scratch_bytes)
 
 int conform_bench(const conform *c)
 {
-    plug p;
+    PLUG(p);
     bench b;
     outcome o = { 0 };
     size_t scratch = 0;

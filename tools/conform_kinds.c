@@ -112,6 +112,12 @@ static bool snapshot_take(snapshot *s, void *so)
     return !s->no_memory;
 }
 
+static void snapshot_free(snapshot *s)
+{
+    for (uint32_t i = 0; i < s->n_parts; i++) free(s->part[i].copy);
+    s->n_parts = 0;
+}
+
 /* Bytes of it that changed. */
 static size_t snapshot_changes(const snapshot *s)
 {
@@ -150,8 +156,8 @@ static void judge_state(const snapshot *s, outcome *o)
 
 void krn_row(const conform *c, uint32_t index, outcome *o)
 {
-    plug p;
-    snapshot before;
+    PLUG(p);
+    snapshot before = { 0 };
     char why[400], names[200];
     if (!plug_load(c, &p, ks_cpu_features(), o)) return;
     const ks_kernels_iface *k = p.d.iface;
@@ -170,23 +176,19 @@ void krn_row(const conform *c, uint32_t index, outcome *o)
     /* Under a sanitizer the plugin's segments hold red zones, which nobody may read, and state that is not the
      * plugin's. */
     if (!CONFORM_SANITIZED && !snapshot_take(&before, p.so)) {
-        verdict(o, BROKEN, "out of memory for a copy of the plugin's static memory");
+        skip_rest(o, "out of memory for a copy of the plugin's static memory");
+        snapshot_free(&before);
         return;
     }
     watch.fn = row.fn;
     row.fn = watched;
     int rc = ks_kernel_suite_run(&row, ref, c->seed, why, sizeof why);
     watch.inside = false;
-    if (rc < 0) {
-        skip_rest(o, why);
-        return;
-    }
+    for (uint32_t i = 0; i < 3 && rc == 0; i++) o[i].verdict = PASSED;
     if (rc > 0) verdict(&o[rc - 1], BROKEN, "%s", why);
-    if (rc > 0) skip_rest(o, "not reached");
-    for (uint32_t i = 0; i < 3; i++)
-        if (o[i].verdict == NOT_REACHED) o[i].verdict = PASSED;
-    if (CONFORM_SANITIZED) skip_rest(o, "a sanitizer keeps state of its own");
-    if (o[3].verdict == NOT_REACHED) judge_state(&before, &o[3]);
+    if (rc == 0 && !CONFORM_SANITIZED) judge_state(&before, &o[3]);
+    skip_rest(o, rc < 0 ? why : rc > 0 ? "not reached" : "a sanitizer keeps state of its own");
+    snapshot_free(&before);
 }
 
 /* ---- LDR-1 */
@@ -297,7 +299,7 @@ static bool feed_mutations(const conform *c, const ks_loader_iface *l, void *sel
 
 void ldr_1(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     void *self;
     ks_err err = { 0 };
     victim v = { .fd = memfd_create("victim", MFD_CLOEXEC) };
@@ -320,7 +322,7 @@ void ldr_1(const conform *c, outcome *o)
 
 void dev_1(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     void *self;
     ks_err err = { 0 };
     int rc = 0;
@@ -347,7 +349,7 @@ void dev_1(const conform *c, outcome *o)
 
 void fe_1(const conform *c, outcome *o)
 {
-    plug p;
+    PLUG(p);
     void *self;
     ks_err err = { 0 };
     if (!plug_load(c, &p, ks_cpu_features(), o)) return;
