@@ -9,6 +9,7 @@
 #include "app/load.h"
 #include "base/base.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include <krasis/json.h>
 #include <math.h>
 
@@ -21,14 +22,6 @@ typedef struct result {
     double prefill[KS_BENCH_REPEATS]; /* prompt tokens/s until the last client's first token */
 } result;
 
-static uint64_t next_random(uint64_t *s) /* splitmix64 */
-{
-    uint64_t z = (*s += UINT64_C(0x9E3779B97F4A7C15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return z ^ (z >> 31);
-}
-
 static int one_run(ks_app *a, uint32_t clients, uint32_t n_prompt, uint32_t n_new, uint64_t *seed, double *ret_total,
                    double *ret_prefill, ks_err *err)
 {
@@ -36,7 +29,7 @@ static int one_run(ks_app *a, uint32_t clients, uint32_t n_prompt, uint32_t n_ne
     int32_t *ids = malloc((size_t)clients * n_prompt * sizeof *ids);
     if (!ids) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompts");
     for (size_t i = 0; i < (size_t)clients * n_prompt; i++)
-        ids[i] = (int32_t)(next_random(seed) % a->model.graph.n_vocab);
+        ids[i] = (int32_t)(ks_splitmix64(seed) % a->model.graph.n_vocab);
     uint64_t t0 = ks_now_ns();
     uint32_t begun = 0;
     int rc = 0;

@@ -5,15 +5,8 @@
 #include "engine/sample.h"
 
 #include "base/base.h"
+#include "base/hash.h"
 #include <math.h>
-
-static uint64_t splitmix(uint64_t *s)
-{
-    uint64_t z = (*s += UINT64_C(0x9E3779B97F4A7C15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return z ^ (z >> 31);
-}
 
 static uint64_t rotl(uint64_t x, int k)
 {
@@ -81,8 +74,8 @@ int ks_sampler_init(ks_sampler *s, const ks_sampling *p, uint32_t n_vocab, uint3
                         .n_vocab = n_vocab,
                         .n_tokens = KS_MIN(n_tokens, n_vocab),
                         .n_bias = p->n_bias };
-    s->rng[0] = splitmix(&seed);
-    s->rng[1] = splitmix(&seed);
+    s->rng[0] = ks_splitmix64(&seed);
+    s->rng[1] = ks_splitmix64(&seed);
     for (uint32_t i = 0; i < p->n_bias; i++)
         if (p->bias_ids[i] < 0 || (uint32_t)p->bias_ids[i] >= n_vocab) {
             s->n_bias = 0;
