@@ -177,13 +177,6 @@ static int say_prompt(const stub_job *j, uint32_t choice)
     return j->sink.on_text(j->sink.arg, choice, t.text, strlen(t.text), &info, j->seen.rq.n_logprobs >= 0);
 }
 
-static uint64_t offset_of(const stub_job *j)
-{
-    uint64_t n = j->seen.rq.echo && j->seen.text ? j->seen.text_bytes : 0;
-    for (uint32_t i = 0; i < j->at; i++) n += strlen(j->script.token[i % j->script.n_tokens].text);
-    return n;
-}
-
 static void end_job(stub *s, stub_job *j, int32_t code)
 {
     ks_err err = { 0 };
@@ -195,10 +188,9 @@ static void end_job(stub *s, stub_job *j, int32_t code)
     ks_usage u = { .size = (uint32_t)sizeof u, .prompt_tokens = 7, .cached_tokens = 3, .completion_tokens = n * j->at };
     if (code == KS_E_CONTEXT)
         (void)ks_fail(&err, code, "the maximum context length is 4096 tokens, the prompt is too long: it has 9999");
-    else if (code && (code != KS_E_CANCELED || !j->begun)) /* a begun one says it by its choices' finish */
+    else if (code && code != KS_E_CANCELED) /* that the finish of the choices says */
         (void)ks_fail(&err, code, "stub: the job says %d", code);
-    if (j->begun)
-        for (uint32_t c = 0; c < n; c++) j->sink.on_finish(j->sink.arg, c, finish);
+    for (uint32_t c = 0; c < n; c++) j->sink.on_finish(j->sink.arg, c, finish); /* before begin, too */
     pthread_mutex_lock(&s->mu);
     j->done = true;
     pthread_mutex_unlock(&s->mu);
@@ -221,9 +213,11 @@ static void play(stub *s, stub_job *j, bool cancelled)
         j->begun = true;
         stop = j->sink.on_begin(j->sink.arg, &u);
         for (uint32_t c = 0; c < j->seen.rq.n && !stop; c++) stop = say_prompt(j, c);
+        if (j->seen.rq.echo) j->told_bytes = j->seen.text_bytes;
         j->next_ns = now_ns() + (uint64_t)j->script.prefill_ms * 1000000;
     } else if (j->at < length(j)) {
-        for (uint32_t c = 0; c < j->seen.rq.n && !stop; c++) stop = say_token(j, c, offset_of(j));
+        for (uint32_t c = 0; c < j->seen.rq.n && !stop; c++) stop = say_token(j, c, j->told_bytes);
+        j->told_bytes += strlen(j->script.token[j->at % j->script.n_tokens].text);
         j->at++;
         j->next_ns += (uint64_t)j->script.token_ms * 1000000;
     } else {
@@ -315,6 +309,14 @@ const stub_seen *stub_last(stub *s)
     const stub_seen *r = s->n_jobs ? &s->job[s->n_jobs - 1].seen : NULL;
     pthread_mutex_unlock(&s->mu);
     return r;
+}
+
+uint32_t stub_count(stub *s, const uint32_t *count)
+{
+    pthread_mutex_lock(&s->mu);
+    uint32_t n = *count;
+    pthread_mutex_unlock(&s->mu);
+    return n;
 }
 
 static bool wait_for(stub *s, const uint32_t *count, uint32_t n, uint32_t limit_ms)

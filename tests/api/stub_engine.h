@@ -46,6 +46,7 @@ typedef struct stub_job {
     stub_seen seen;
     stub_script script;
     uint32_t at; /* next token */
+    uint64_t told_bytes;
     bool used, begun, cancelled, done;
 } stub_job;
 
@@ -64,7 +65,8 @@ extern const stub_token stub_hello[4]; /* "Hel" "é" in two tokens, and a text t
 void stub_init(stub *s);
 void stub_fini(stub *s);
 void stub_play(stub *s, stub_script script);
-const stub_seen *stub_last(stub *s); /* the last request that was taken; valid until stub_fini */
+const stub_seen *stub_last(stub *s);                 /* the last request that was taken; valid until stub_fini */
+uint32_t stub_count(stub *s, const uint32_t *count); /* one of the counts, under the lock */
 /* Waits until so many jobs were cancelled or done; false after the time. */
 bool stub_wait_cancelled(stub *s, uint32_t n, uint32_t limit_ms);
 bool stub_wait_done(stub *s, uint32_t n, uint32_t limit_ms);

@@ -221,7 +221,7 @@ static void prompts_may_be_text_or_ids_or_lists(void **state)
         assert_int_equal(client_once(&c, f.port, "POST", TEXT, "", body), 200);
         client_fini(&c);
         jobs += cases[i].jobs;
-        assert_int_equal(f.engine.n_jobs, jobs);
+        assert_int_equal(stub_count(&f.engine, &f.engine.n_jobs), jobs);
         const stub_seen *seen = stub_last(&f.engine);
         assert_null(seen->messages);
         assert_int_equal(seen->rq.max_tokens, 16);
