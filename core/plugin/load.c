@@ -7,6 +7,7 @@
 #include <ctype.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -48,18 +49,28 @@ static int check_owner(const struct stat *st, const char *what, ks_err *err)
     return 0;
 }
 
-/* Whoever may write the file or put another in its place runs as us. */
-static int check_place(const char *path, ks_err *err)
+static int check_folder(const char *path, ks_err *err)
 {
-    char dir[4096];
-    struct stat st, ds;
+    char dir[PATH_MAX];
+    struct stat st;
     (void)snprintf(dir, sizeof dir, "%s", path);
     char *slash = strrchr(dir, '/');
     if (slash) slash[slash == dir] = 0;
-    if (stat(path, &st) || stat(slash ? dir : ".", &ds))
+    if (stat(slash ? dir : ".", &st))
+        return ks_fail(err, KS_E_IO, "its folder cannot be examined: %s", strerror(errno));
+    return check_owner(&st, "its folder", err);
+}
+
+/* Whoever may write the file, or put another in its place, runs as us. A link has two places. */
+static int check_place(const char *path, ks_err *err)
+{
+    char real[PATH_MAX];
+    struct stat st;
+    if (stat(path, &st) || !realpath(path, real))
         return ks_fail(err, KS_E_IO, "it cannot be examined: %s", strerror(errno));
     int rc = check_owner(&st, "the file", err);
-    return rc ? rc : check_owner(&ds, "its folder", err);
+    if (rc || (rc = check_folder(path, err))) return rc;
+    return check_folder(real, err);
 }
 
 static int explain_no_symbol(const ks_elf *e, ks_err *err)

@@ -268,6 +268,20 @@ static void what_others_may_write_is_refused(void **state)
     assert_int_equal(chmod(".", 0755), 0);
 }
 
+static void the_place_a_link_leads_to_counts_too(void **state)
+{
+    size_t n = read_good(good, sizeof good);
+    (void)state;
+    (void)mkdir("open", 0755); /* may be there from an earlier run */
+    (void)unlink("good-loader.so");
+    (void)write_file("open/good-loader.so", good, n);
+    assert_int_equal(symlink("open/good-loader.so", "good-loader.so"), 0);
+    expect("./good-loader.so", KS_PLUGIN_USABLE, "not chosen");
+    assert_int_equal(chmod("open", 0777), 0);
+    refused("./good-loader.so", "its folder may be written by everybody: chmod o-w");
+    assert_int_equal(chmod("open", 0755), 0);
+}
+
 static void what_belongs_to_a_stranger_is_refused(void **state)
 {
     size_t n = read_good(good, sizeof good);
@@ -313,6 +327,7 @@ int main(void)
         cmocka_unit_test(another_machine_is_named),
         cmocka_unit_test(random_damage_never_crashes_the_reader),
         cmocka_unit_test(what_others_may_write_is_refused),
+        cmocka_unit_test(the_place_a_link_leads_to_counts_too),
         cmocka_unit_test(what_belongs_to_a_stranger_is_refused),
         cmocka_unit_test(what_is_no_file_is_refused),
     };
