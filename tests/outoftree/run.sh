@@ -3,6 +3,9 @@
 # find it. Usage: run.sh BUILD_DIR, after a complete build; the current folder is scratch.
 set -euo pipefail
 build=$1
+# The generator of the build: what is installed here for certain.
+CMAKE_GENERATOR=$(sed -n "s/^CMAKE_GENERATOR:INTERNAL=//p" "$build/CMakeCache.txt")
+export CMAKE_GENERATOR
 prefix=$PWD/prefix
 rm -rf "$prefix" my-kernels
 mkdir my-kernels
