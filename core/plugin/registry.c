@@ -54,6 +54,7 @@ static void probe(ks_entry *e)
 static int configure(ks_entry *e, ks_err *err)
 {
     if (e->pub.state == KS_PLUGIN_REFUSED) return 0;
+    if (e->pub.desc.kind == KS_KIND_LOADER) ks__say(e, "is taken for the files whose content it knows");
     int rc = ks__plugin_options(e, err);
     if (!rc && e->pub.state != KS_PLUGIN_REFUSED) probe(e);
     return rc;
@@ -262,6 +263,7 @@ int ks_registry_loader(ks_registry *r, const char *path, ks_plugin_entry **ret, 
         return ks_fail(err, KS_E_UNSUPPORTED, "no loader plugin knows the format of '%s', and %s", path, why.msg);
     if (!best)
         return ks_fail(err, KS_E_UNSUPPORTED, "no loader plugin knows the format of '%s' (see `krasis plugins`)", path);
+    ks__say(best, "knows the format of '%.180s'", path);
     *ret = &best->pub;
     return 0;
 }

@@ -123,6 +123,23 @@ static int by_key(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+static bool takes_part(const ks_entry *e)
+{
+    return e->pub.desc.kind == KS_KIND_KERNELS && (e->pub.state == KS_PLUGIN_CHOSEN || e->pub.state == KS_PLUGIN_OPEN);
+}
+
+/* Says behind the reason of the choice what came of it. */
+static void tell_rows(const ks_kernel_table *t, ks_entry *e)
+{
+    char why[sizeof e->pub.why];
+    uint32_t used = 0;
+    for (uint32_t i = 0; i < t->n; i++) used += t->row[i].plugin == e->name;
+    (void)snprintf(why, sizeof why, "%s", e->pub.why);
+    char *old = strstr(why, " (rows used: "); /* of an earlier table */
+    if (old) *old = 0;
+    ks__say(e, "%.200s (rows used: %u of %u)", why, used, e->iface.kernels.n_kernels);
+}
+
 int ks_kernel_table_new(ks_registry *r, ks_kernel_table **ret, ks_err *err)
 {
     size_t total = 0;
@@ -136,12 +153,13 @@ int ks_kernel_table_new(ks_registry *r, ks_kernel_table **ret, ks_err *err)
     }
     for (uint32_t i = 0; i < r->n; i++) {
         const ks_entry *e = r->entry[i];
-        if (e->pub.desc.kind != KS_KIND_KERNELS || (e->pub.state != KS_PLUGIN_CHOSEN && e->pub.state != KS_PLUGIN_OPEN))
-            continue;
+        if (!takes_part(e)) continue;
         for (uint32_t k = 0; k < e->iface.kernels.n_kernels; k++)
             if (!(e->rows[k].cpu_required & ~r->o.cpu)) add_row(t, &e->rows[k], e);
     }
     qsort(t->row, t->n, sizeof *t->row, by_key);
+    for (uint32_t i = 0; i < r->n; i++)
+        if (takes_part(r->entry[i])) tell_rows(t, r->entry[i]);
     *ret = t;
     return 0;
 }

@@ -41,7 +41,7 @@ static void refused(const char *path, const char *why)
 static void a_good_plugin_is_usable(void **state)
 {
     (void)state;
-    expect(FIXTURE("good-loader"), KS_PLUGIN_USABLE, "not chosen");
+    expect(FIXTURE("good-loader"), KS_PLUGIN_USABLE, "is taken for the files whose content it knows");
     expect(FIXTURE("good-kernels"), KS_PLUGIN_USABLE, "not chosen");
 }
 
@@ -259,7 +259,7 @@ static void what_others_may_write_is_refused(void **state)
     size_t n = read_good(good, sizeof good);
     (void)state;
     const char *path = write_file("good-loader.so", good, n);
-    expect(path, KS_PLUGIN_USABLE, "not chosen");
+    expect(path, KS_PLUGIN_USABLE, "is taken for the files whose content it knows");
     assert_int_equal(chmod(path, 0666), 0);
     refused(path, "the file may be written by everybody: chmod o-w");
     assert_int_equal(chmod(path, 0644), 0);
@@ -276,7 +276,7 @@ static void the_place_a_link_leads_to_counts_too(void **state)
     (void)unlink("good-loader.so");
     (void)write_file("open/good-loader.so", good, n);
     assert_int_equal(symlink("open/good-loader.so", "good-loader.so"), 0);
-    expect("./good-loader.so", KS_PLUGIN_USABLE, "not chosen");
+    expect("./good-loader.so", KS_PLUGIN_USABLE, "is taken for the files whose content it knows");
     assert_int_equal(chmod("open", 0777), 0);
     refused("./good-loader.so", "its folder may be written by everybody: chmod o-w");
     assert_int_equal(chmod("open", 0755), 0);

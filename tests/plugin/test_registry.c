@@ -96,8 +96,9 @@ static void the_best_row_wins_not_the_best_plugin(void **state)
     assert_string_equal(ks_kernel_row(t, 1, &plugin)->name, "rope slow");
     assert_null(ks_kernel_row(t, 3, &plugin));
     ks_kernel_table_free(t);
-    assert_string_equal(ks_registry_find(r, "fast")->why, "best score");
-    assert_string_equal(ks_registry_find(r, "slow")->why, "fills in the rows that better ones lack");
+    assert_string_equal(ks_registry_find(r, "fast")->why, "best score (rows used: 1 of 2)");
+    assert_string_equal(ks_registry_find(r, "slow")->why,
+                        "fills in the rows that better ones lack (rows used: 2 of 3)");
     ks_registry_close(r);
 }
 
@@ -153,8 +154,9 @@ static void a_named_set_is_filled_up_by_the_reference_alone(void **state)
     assert_string_equal(ks_kernel_find(t, KS_K_GLU, 0, KS_T_F32, 0)->name, "glu_ref");
     ks_kernel_table_free(t);
     assert_int_equal(ks_registry_find(r, "slow")->state, KS_PLUGIN_USABLE);
-    assert_string_equal(ks_registry_find(r, "fast")->why, "named in the settings");
-    assert_string_equal(ks_registry_find(r, "ref")->why, "serves the rows that the named ones lack");
+    assert_string_equal(ks_registry_find(r, "fast")->why, "named in the settings (rows used: 2 of 2)");
+    assert_string_equal(ks_registry_find(r, "ref")->why,
+                        "serves the rows that the named ones lack (rows used: 10 of 12)");
     ks_registry_close(r);
 }
 
@@ -358,6 +360,7 @@ static void a_file_finds_its_loader_by_content(void **state)
     assert_int_equal(ks_registry_loader(r, write_text("a.fix", "FIX1 and more"), &e, &err), 0);
     assert_string_equal(e->name, "good-loader");
     assert_int_equal(e->state, KS_PLUGIN_OPEN);
+    assert_string_equal(e->why, "knows the format of 'a.fix'");
     assert_int_equal(ks_registry_loader(r, write_text("b.fix", "GGUF"), &e, &err), KS_E_UNSUPPORTED);
     assert_string_equal(err.msg, "no loader plugin knows the format of 'b.fix' (see `krasis plugins`)");
     assert_int_equal(ks_registry_loader(r, "c.fix", &e, &err), KS_E_NOTFOUND);
