@@ -77,7 +77,9 @@ void http_fail_from(http_error *e, const ks_err *err)
     };
     for (size_t i = 0; i < sizeof map / sizeof map[0]; i++)
         if (map[i].code == err->code) {
-            http_fail(e, map[i].status, map[i].type, map[i].name, NULL, "%s", err->msg);
+            char field[sizeof e->param] = ""; /* a message about a field begins with its quoted name */
+            if (map[i].status == 400) (void)sscanf(err->msg, "'%63[a-z_]'", field);
+            http_fail(e, map[i].status, map[i].type, map[i].name, field, "%s", err->msg);
             return;
         }
     http_fail(e, 500, "server_error", NULL, NULL, "%s", err->msg);
