@@ -36,8 +36,9 @@ struct ks_registry {
     uint32_t n;
 };
 
-/* load.c: checks the file, loads it and checks the descriptor; on failure the entry is refused and says why. */
-void ks__plugin_load(ks_entry *e);
+/* load.c: checks the file, loads it and checks the descriptor; what is wrong with it is in the entry,
+ * which is then refused; only lack of memory is an error. */
+KS_MUST_CHECK int ks__plugin_load(ks_entry *e, ks_err *err);
 /* Checks and copies a descriptor; KS_E_ codes with the sentence in err. */
 KS_MUST_CHECK int ks__plugin_take(ks_entry *e, const ks_plugin *desc, ks_err *err);
 /* host.c */

@@ -313,28 +313,31 @@ static void base_name(const char *path, char *dst, size_t cap)
         if ((unsigned char)*dst < 0x20 || *dst == 0x7f) *dst = '?'; /* it is printed in tables */
 }
 
-void ks__plugin_load(ks_entry *e)
+/* Refuses the plugin; our own lack of memory is an error instead. */
+static int give_up(ks_entry *e, const ks_err *why, ks_err *err)
 {
-    ks_err err = { 0 };
+    ks__refuse(e, "%s", why->msg);
+    return why->code == KS_E_NOMEM ? ks_fail(err, KS_E_NOMEM, "plugin '%.200s': %.250s", e->path, why->msg) : 0;
+}
+
+int ks__plugin_load(ks_entry *e, ks_err *err)
+{
+    ks_err why = { 0 };
     char file_name[64];
     base_name(e->path, file_name, sizeof file_name);
     memcpy(e->name, file_name, sizeof e->name);
-    if (check_file(e, &err)) {
-        ks__refuse(e, "%s", err.msg);
-        return;
-    }
+    if (check_file(e, &why)) return give_up(e, &why, err);
     void *so = dlopen(e->path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     const ks_plugin *desc = so ? dlsym(so, KS_PLUGIN_SYMBOL) : NULL;
     if (!desc) {
         const char *text = dlerror();
         ks__refuse(e, "%.240s", text ? text : "dlopen failed");
-        return;
-    }
-    if (ks__plugin_take(e, desc, &err)) {
-        ks__refuse(e, "%s", err.msg);
+    } else if (ks__plugin_take(e, desc, &why)) {
+        return give_up(e, &why, err);
     } else if (strcmp(e->name, file_name) != 0) {
         e->loaded = false;
         e->pub.desc = (ks_plugin) { .kind = e->pub.desc.kind };
         ks__refuse(e, "its name is '%s', but the file is '%s.so': they must be equal", e->name, file_name);
     }
+    return 0;
 }

@@ -58,11 +58,14 @@ int ks__plugin_options(ks_entry *e, ks_err *err)
     ks_err why = { 0 };
     if (d->opts_bytes && !(e->pub.opts = ks_calloc(1, d->opts_bytes)))
         return ks_fail(err, KS_E_NOMEM, "out of memory for the options of '%s'", e->name);
-    for (uint32_t i = 0; i < d->n_options; i++)
-        if (set_option(&d->options[i], e->pub.opts, d->options[i].dflt, &why)) {
+    for (uint32_t i = 0; i < d->n_options; i++) {
+        int rc = set_option(&d->options[i], e->pub.opts, d->options[i].dflt, &why);
+        if (rc == KS_E_NOMEM) return ks_fail(err, rc, "out of memory for the options of '%s'", e->name);
+        if (rc) {
             ks__refuse(e, "the default of its option '%.40s' is wrong: %.160s", d->options[i].key, why.msg);
             return 0;
         }
+    }
     for (uint32_t s = 0; s < r->n_settings; s++) {
         const ks_plugin_setting *set = &r->settings[s];
         uint32_t i = 0;
@@ -71,8 +74,8 @@ int ks__plugin_options(ks_entry *e, ks_err *err)
         if (i == d->n_options)
             return ks_fail(err, KS_E_CONFIG, "%s: plugin '%s' has no setting '%s' (see `krasis plugins`)", set->origin,
                            e->name, set->key);
-        if (set_option(&d->options[i], e->pub.opts, set->value, &why))
-            return ks_fail(err, KS_E_CONFIG, "%s: '%s' of plugin '%s': %s", set->origin, set->key, e->name, why.msg);
+        int rc = set_option(&d->options[i], e->pub.opts, set->value, &why);
+        if (rc) return ks_fail(err, rc, "%s: '%s' of plugin '%s': %s", set->origin, set->key, e->name, why.msg);
     }
     return 0;
 }

@@ -9,15 +9,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static ks_entry *entry_new(ks_registry *r, const char *path, ks_err *err)
+static int entry_new(ks_registry *r, const char *path, ks_entry **ret, ks_err *err)
 {
+    if (r->n == KS_MAX_PLUGINS)
+        return ks_fail(err, KS_E_LIMIT, "plugin '%s' is one too many: at most %u are looked at", path, KS_MAX_PLUGINS);
     ks_entry **grown = realloc(r->entry, (r->n + 1) * sizeof *grown);
     if (grown) r->entry = grown;
-    ks_entry *e = grown && r->n < KS_MAX_PLUGINS ? ks_calloc(1, sizeof *e) : NULL;
-    if (!e) {
-        (void)ks_fail(err, KS_E_NOMEM, "no room for plugin '%s': at most %u are kept", path, KS_MAX_PLUGINS);
-        return NULL;
-    }
+    ks_entry *e = grown ? ks_calloc(1, sizeof *e) : NULL;
+    if (!e) return ks_fail(err, KS_E_NOMEM, "out of memory for plugin '%s'", path);
     e->registry = r;
     (void)snprintf(e->path, sizeof e->path, "%s", path);
     e->pub.path = e->path;
@@ -26,7 +25,8 @@ static ks_entry *entry_new(ks_registry *r, const char *path, ks_err *err)
     (void)snprintf(e->pub.why, sizeof e->pub.why, "not chosen");
     ks__host_init(e);
     r->entry[r->n++] = e;
-    return e;
+    *ret = e;
+    return 0;
 }
 
 static void probe(ks_entry *e)
@@ -70,9 +70,9 @@ static void refuse_second(const ks_registry *r, ks_entry *e)
 
 int ks_registry_add_file(ks_registry *r, const char *path, ks_plugin_entry **ret, ks_err *err)
 {
-    ks_entry *e = entry_new(r, path, err);
-    if (!e) return KS_E_NOMEM;
-    ks__plugin_load(e);
+    ks_entry *e;
+    int rc = entry_new(r, path, &e, err);
+    if (rc || (rc = ks__plugin_load(e, err))) return rc;
     refuse_second(r, e);
     if (ret) *ret = &e->pub;
     return configure(e, err);
@@ -206,12 +206,13 @@ ks_plugin_entry *ks_registry_find(ks_registry *r, const char *name)
 
 int ks_registry_add(ks_registry *r, const ks_plugin *desc, const char *path, ks_err *err)
 {
-    ks_entry *e = entry_new(r, path, err);
-    if (!e) return KS_E_NOMEM;
-    int rc = ks__plugin_take(e, desc, err);
-    if (rc) {
-        ks__refuse(e, "%s", err && err->msg[0] ? err->msg : ks_error_text(rc));
-        return rc;
+    ks_entry *e;
+    ks_err why = { 0 };
+    int rc = entry_new(r, path, &e, err);
+    if (rc) return rc;
+    if ((rc = ks__plugin_take(e, desc, &why))) {
+        ks__refuse(e, "%s", why.msg);
+        return ks_fail(err, rc, "%s", why.msg);
     }
     refuse_second(r, e);
     return configure(e, err);

@@ -240,6 +240,17 @@ static void the_first_of_two_with_one_name_counts(void **state)
     ks_registry_close(r);
 }
 
+static void too_many_plugins_are_an_error(void **state)
+{
+    ks_registry *r = empty(0);
+    ks_err err = { 0 };
+    (void)state;
+    for (int i = 0; i < 256; i++) add(r, &slow);
+    assert_int_equal(ks_registry_add(r, &slow, "/x/one.so", &err), KS_E_LIMIT);
+    assert_string_equal(err.msg, "plugin '/x/one.so' is one too many: at most 256 are looked at");
+    ks_registry_close(r);
+}
+
 static void the_folders_are_absolute_and_never_the_current_one(void **state)
 {
     char *dirs[8] = { 0 };
@@ -398,6 +409,7 @@ int main(void)
         cmocka_unit_test(a_broken_descriptor_that_is_linked_in_is_refused),
         cmocka_unit_test(a_folder_is_scanned_in_order_of_names),
         cmocka_unit_test(the_first_of_two_with_one_name_counts),
+        cmocka_unit_test(too_many_plugins_are_an_error),
         cmocka_unit_test(the_folders_are_absolute_and_never_the_current_one),
         cmocka_unit_test(options_have_their_defaults),
         cmocka_unit_test(settings_reach_a_plugin_that_is_named_by_its_path),
