@@ -56,7 +56,7 @@ static int release(ks_emit *e, size_t n, bool all, const ks_sink *s, uint32_t ch
         e->held.n -= n;
         e->held.p[e->held.n] = 0;
     }
-    memmove(e->pending, e->pending + m, (e->n_pending - m) * sizeof *e->pending);
+    if (m) memmove(e->pending, e->pending + m, (e->n_pending - m) * sizeof *e->pending);
     e->n_pending -= m;
     return rc ? KS_EMIT_REFUSED : 0;
 }
