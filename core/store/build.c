@@ -61,27 +61,39 @@ static int fetch_rows(ks_builder *b, const ks_pweight *w, uint32_t mat, uint32_t
     return 0;
 }
 
+/* The source rows [ret_lo, ret_lo + ret_n) that part p gives to the logical rows [first, end). False: none. */
+static bool part_rows(const ks_pweight *w, uint32_t p, uint32_t first, uint32_t end, uint64_t *ret_lo, uint64_t *ret_n)
+{
+    uint64_t lo = UINT64_MAX, hi = 0, row;
+    uint32_t part;
+    for (uint32_t r = first; r < end; r++) {
+        if (!ks__plan_row(w, r, &part, &row) || part != p) continue;
+        lo = KS_MIN(lo, row);
+        hi = KS_MAX(hi, row);
+    }
+    if (lo > hi) return false;
+    *ret_lo = lo;
+    *ret_n = hi - lo + 1;
+    return true;
+}
+
 /* The same where the source lies the other way round: column by column, all rows of a part at once. */
 static int fetch_columns(ks_builder *b, const ks_pweight *w, uint32_t mat, uint32_t first, uint32_t end, ks_err *err)
 {
     for (uint32_t p = 0; p < w->spec->n_parts; p++) {
         const ks_src *s = src_of(w, mat, p);
         float *column = b->floats + (size_t)(end - first) * s->cols;
-        uint64_t lo = UINT64_MAX, hi = 0, row;
+        uint64_t lo, n, row;
         uint32_t part;
-        for (uint32_t r = first; r < end; r++) {
-            if (!ks__plan_row(w, r, &part, &row) || part != p) continue;
-            lo = KS_MIN(lo, row);
-            hi = KS_MAX(hi, row);
-        }
-        if (lo > hi) continue;
-        for (uint32_t k = 0; k < s->cols; k++) {
-            int rc = ks__src_column(&b->fetch, s, k, s->row_first + lo, hi - lo + 1, column, err);
-            if (rc != 0) return rc;
-            for (uint32_t r = first; r < end && !b->fetch.dry; r++)
+        if (!part_rows(w, p, first, end, &lo, &n)) continue;
+        int rc = ks__src_load(&b->fetch, s, s->row_first + lo, n, err);
+        for (uint32_t k = 0; k < s->cols && rc == 0; k++) {
+            rc = ks__src_column(&b->fetch, s, k, s->row_first + lo, n, column, err);
+            for (uint32_t r = first; r < end && rc == 0 && !b->fetch.dry; r++)
                 if (ks__plan_row(w, r, &part, &row) && part == p)
                     b->floats[(size_t)(r - first) * s->cols + k] = column[row - lo];
         }
+        if (rc != 0) return rc;
     }
     return 0;
 }
@@ -145,29 +157,39 @@ static int build_table(ks_builder *b, const ks_pweight *w, const ks_block *k, ui
     return 0;
 }
 
-/* Strips whose codes and scales come from the source as they are. */
-static int build_exact(ks_builder *b, const ks_pweight *w, const ks_block *k, uint8_t *dst, ks_err *err)
+/* The rows of part p in strips whose codes and scales come from the source as they are. */
+static int exact_part(ks_builder *b, const ks_pweight *w, const ks_block *k, uint32_t p, uint8_t *dst, ks_err *err)
 {
     const size_t strip_bytes = ks_t16_strip_bytes(w->w.type, w->w.n_in, w->w.group);
-    const uint32_t n_padded = ks_t16_n_in(w->w.n_in);
+    const uint32_t n_padded = ks_t16_n_in(w->w.n_in), first = k->first * 16, end = (k->first + k->count) * 16;
     int8_t *codes = (int8_t *)(void *)b->floats; /* the scratch of 16 rows of floats holds one row of both */
     uint16_t *scales = (uint16_t *)(void *)(codes + ks_align_up(n_padded, 64));
-    for (uint32_t r = k->first * 16; r < (k->first + k->count) * 16; r++) {
-        uint8_t *strip = dst + (size_t)(r / 16 - k->first) * strip_bytes;
-        uint32_t part;
-        uint64_t row;
-        if (r % 16 == 0 && !b->fetch.dry) ks__strip_clear(w->w.type, w->w.n_in, w->w.group, strip);
-        if (!ks__plan_row(w, r, &part, &row)) continue;
-        const ks_src *s = src_of(w, k->mat, part);
+    const ks_src *s = src_of(w, k->mat, p);
+    uint64_t row, n;
+    uint32_t part;
+    if (!part_rows(w, p, first, end, &row, &n)) return 0;
+    int rc = ks__src_load(&b->fetch, s, s->row_first + row, n, err);
+    for (uint32_t r = first; r < end && rc == 0; r++) {
+        if (!ks__plan_row(w, r, &part, &row) || part != p) continue;
         memset(codes, 0, n_padded);
-        int rc = ks__src_codes(&b->fetch, s, s->row_first + row, codes, scales, err);
-        if (rc != 0) return rc;
-        if (b->fetch.dry) continue;
+        rc = ks__src_codes(&b->fetch, s, s->row_first + row, codes, scales, err);
+        if (rc != 0 || b->fetch.dry) continue;
+        uint8_t *strip = dst + (size_t)(r / 16 - k->first) * strip_bytes;
         ks__strip_codes(w->w.type, strip, r % 16, 0, codes, n_padded);
         for (uint32_t g = 0; g < n_padded / w->w.group; g++)
             ks__strip_scale(w->w.type, strip, w->w.n_in, r % 16, g, scales[g]);
     }
-    return 0;
+    return rc;
+}
+
+static int build_exact(ks_builder *b, const ks_pweight *w, const ks_block *k, uint8_t *dst, ks_err *err)
+{
+    const size_t strip_bytes = ks_t16_strip_bytes(w->w.type, w->w.n_in, w->w.group);
+    int rc = 0;
+    for (uint32_t i = 0; i < k->count && !b->fetch.dry; i++)
+        ks__strip_clear(w->w.type, w->w.n_in, w->w.group, dst + i * strip_bytes);
+    for (uint32_t p = 0; p < w->spec->n_parts && rc == 0; p++) rc = exact_part(b, w, k, p, dst, err);
+    return rc;
 }
 
 static int build_strips(ks_builder *b, const ks_pweight *w, const ks_block *k, uint8_t *dst, ks_err *err)

@@ -126,7 +126,7 @@ static int check_used(const planner *pl, const ks_pweight *w, ks_err *err)
         const ks_src *src = &w->src[i];
         uint64_t used = pl->used[ks_ckpt_index(pl->c, src->t)] / src->cols, want[3];
         if (used == src->rows) continue;
-        uint32_t rank = wanted_shape(s, used, is_stacked(s, part), src->transposed, want);
+        uint32_t rank = wanted_shape(s, used, is_stacked(s, part), src->transposed && !ks__src_is_packed(src), want);
         return wrong_shape(src, want, rank, err);
     }
     return 0;
@@ -353,7 +353,10 @@ static void measure(ks_plan *p, const ks_pweight *w, uint64_t rows)
     const ks_wspec *s = w->spec;
     for (uint64_t i = 0; w->src && i < (uint64_t)s->n_mat * s->n_parts; i++) {
         const ks_src *src = &w->src[i];
+        const ks_wpart *part = &s->parts[i % s->n_parts];
+        const bool gaps = part->row_block != 0 && part->row_block < part->row_count; /* a block may span all rows */
         uint64_t most = src->transposed ? src->rows : KS_MIN(rows, (uint64_t)16);
+        if (ks__src_is_packed(src) && !gaps) most = KS_MIN(rows, src->rows);
         p->raw_bytes = KS_MAX(p->raw_bytes, ks__src_raw_bytes(src, most));
         uint64_t floats = src->transposed ? rows * src->cols + src->rows : 16 * (uint64_t)src->cols;
         p->floats = KS_MAX(p->floats, floats);
@@ -412,8 +415,9 @@ static int hash_settings(ks_plan *p, const ks_qconf *q, ks_err *err)
 {
     ks_buf b;
     ks_buf_init(&b, 0);
-    ks_buf_printf(&b, "layout %u, block %zu %zu, source %" PRIu32 " %" PRIu32 " %" PRIu32 " %" PRIu32 "\n",
-                  KS_STORE_LAYOUT, BLOCK_BYTES, BLOCK_FLOATS, q->scheme, q->block_rows, q->block_cols, q->group);
+    ks_buf_printf(&b, "layout %u, block %zu %zu, source %" PRIu32 " %" PRIu32 " %" PRIu32 " %" PRIu32 " %d %d\n",
+                  KS_STORE_LAYOUT, BLOCK_BYTES, BLOCK_FLOATS, q->scheme, q->block_rows, q->block_cols, q->group,
+                  q->symmetric, q->zero_less_one);
     for (uint32_t i = 0; i < p->n_weights; i++) {
         const ks_pweight *w = &p->weights[i];
         const ks_wspec *s = w->spec;

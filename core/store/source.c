@@ -5,6 +5,7 @@
 #include "base/hash.h"
 #include "base/num.h"
 #include "store/conv.h"
+#include "store/packed.h"
 #include <inttypes.h>
 
 #define NAME_BYTES 640u
@@ -33,10 +34,9 @@ static void unpack_mxfp4(const uint8_t *raw, float *dst, uint32_t cols)
 }
 
 static const scheme schemes[] = {
-    [KS_SCHEME_PLAIN] = { 0, NULL },
-    [KS_SCHEME_FP8] = { 8, unpack_f8 },
-    [KS_SCHEME_CT4] = { 4, unpack_ct4 },
-    [KS_SCHEME_MXFP4] = { 4, unpack_mxfp4 },
+    [KS_SCHEME_PLAIN] = { 0, NULL },         [KS_SCHEME_FP8] = { 8, unpack_f8 }, [KS_SCHEME_CT4] = { 4, unpack_ct4 },
+    [KS_SCHEME_MXFP4] = { 4, unpack_mxfp4 }, [KS_SCHEME_GPTQ] = { 4, NULL }, /* packed.c */
+    [KS_SCHEME_AWQ] = { 4, NULL },
 };
 
 static uint32_t bits_of(const ks_src *s)
@@ -73,26 +73,23 @@ static bool ends_with(const char *s, const char *tail)
     return n >= m && strcmp(s + n - m, tail) == 0;
 }
 
+/* Block scales are `_scale_inv`; one a row or one a tensor is `_scale`, which of both ks__src_check sees by their
+ * number. */
 static int find_fp8(const ks_ckpt *c, const ks_qconf *q, ks_src *s, ks_err *err)
 {
     s->aux = companion(c, s->t->name, 0, "_scale_inv");
-    if (!s->aux) {
-        if (companion(c, s->t->name, 0, "_scale"))
-            return ks_fail(err, KS_E_UNSUPPORTED,
-                           "tensor '%s' has one scale a row or tensor ('_scale'); supported for fp8 are scales a block "
-                           "('_scale_inv')",
-                           s->t->name);
-        return 0;
-    }
-    if (s->t->type != KS_T_F8E4M3 || q->scheme != KS_SCHEME_FP8 || q->block_rows == 0 || q->block_cols == 0)
-        return ks_fail(
-            err, KS_E_UNSUPPORTED,
-            "tensor '%s' has a '_scale_inv', but quantization_config in config.json has no weight_block_size "
-            "for fp8 (e4m3)",
-            s->t->name);
+    const bool blocks = s->aux != NULL;
+    if (!blocks) s->aux = companion(c, s->t->name, 0, "_scale");
+    if (!s->aux) return 0;
+    if (s->t->type != KS_T_F8E4M3 || s->t->rank == 0 || q->scheme != KS_SCHEME_FP8 || blocks != (q->block_rows != 0) ||
+        blocks != (q->block_cols != 0))
+        return ks_fail(err, KS_E_UNSUPPORTED,
+                       "tensor '%s' has a '%s', but quantization_config in config.json has %s for fp8 (e4m3)",
+                       s->t->name, blocks ? "_scale_inv" : "_scale",
+                       blocks ? "no weight_block_size" : "no scales a row or tensor");
     s->scheme = KS_SCHEME_FP8;
     s->block_rows = q->block_rows;
-    s->group = q->block_cols;
+    s->group = blocks ? q->block_cols : (uint32_t)KS_MIN(s->t->shape[s->t->rank - 1], (uint64_t)UINT32_MAX);
     return 0;
 }
 
@@ -155,21 +152,26 @@ int ks__src_find(const ks_ckpt *c, const ks_qconf *q, const char *name, ks_src *
     if (ret->t) return find_ct4(c, q, name, ret, err);
     ret->t = companion(c, name, 0, "_blocks");
     if (ret->t) return find_mxfp4(c, name, ret, err);
-    if (weight && (t = companion(c, name, strlen("weight"), "qweight")))
-        return ks_fail(err, KS_E_UNSUPPORTED, "tensor '%s' is of GPTQ or AWQ, which are not supported", t->name);
-    return 0;
+    ret->t = weight ? companion(c, name, strlen("weight"), "qweight") : NULL;
+    return ret->t ? ks__packed_find(c, q, name, ret, err) : 0;
 }
 
 int ks__src_check(ks_src *s, uint32_t slice, uint32_t n_slices, ks_err *err)
 {
     if (s->scheme == KS_SCHEME_PLAIN) return 0;
+    if (ks__src_is_packed(s) && n_slices != 1)
+        return ks_fail(err, KS_E_UNSUPPORTED, "tensor '%s' is one packed matrix, the model reads a stack of %" PRIu32,
+                       s->t->name, n_slices);
     if (s->transposed)
         return ks_fail(err, KS_E_UNSUPPORTED,
                        "tensor '%s' is quantized and lies the other way round than the model reads it", s->t->name);
+    s->transposed = ks__src_is_packed(s);
+    if (s->transposed) return 0; /* the rest was held against each other when it was found */
     const bool coarse = s->scheme == KS_SCHEME_FP8;
-    const uint64_t a_slice = (s->rows / s->block_rows + (s->rows % s->block_rows != 0)) * groups_of(s);
     uint64_t has = 1;
     for (uint32_t i = 0; i < s->aux->rank; i++) has *= s->aux->shape[i]; /* the file's size bounds it */
+    if (s->block_rows == 0) s->block_rows = has == n_slices ? (uint32_t)KS_MIN(s->rows, (uint64_t)UINT32_MAX) : 1;
+    const uint64_t a_slice = (s->rows / s->block_rows + (s->rows % s->block_rows != 0)) * groups_of(s);
     if (has != a_slice * n_slices || (!coarse && s->cols % s->group != 0) ||
         (s->scheme != KS_SCHEME_MXFP4 && !ks__conv_find(s->aux->type)))
         return ks_fail(err, KS_E_FORMAT,
@@ -194,7 +196,7 @@ uint32_t ks__src_exact_type(const ks_src *s, uint32_t *ret_group)
     if (s->scheme == KS_SCHEME_CT4 && s->aux->type == KS_T_BF16 &&
         (s->group == 32 || s->group == 64 || s->group == 128))
         return KS_T_I4;
-    return 0;
+    return s->exact ? KS_T_I4 : 0;
 }
 
 /* ---- reading */
@@ -213,6 +215,7 @@ static size_t scales_at(const ks_src *s, uint64_t n_rows)
 
 size_t ks__src_raw_bytes(const ks_src *s, uint64_t n_rows)
 {
+    if (ks__src_is_packed(s)) return ks__packed_raw_bytes(s, n_rows);
     if (s->scheme == KS_SCHEME_PLAIN) return n_rows * (s->transposed ? 1 : s->cols) * bits_of(s) / 8;
     /* numbers, scales as they are (8 bytes at most), scales as floats */
     return scales_at(s, n_rows) + ks_align_up(n_rows * groups_of(s) * 8, 64) + n_rows * groups_of(s) * sizeof(float);
@@ -271,12 +274,21 @@ int ks__src_rows(ks_fetch *f, const ks_src *s, uint64_t row, uint32_t n, float *
     return check_finite(s->t, dst, (size_t)n * s->cols, row, s->cols, err);
 }
 
+int ks__src_load(ks_fetch *f, const ks_src *s, uint64_t row, uint64_t n, ks_err *err)
+{
+    return ks__src_is_packed(s) ? ks__packed_load(f, s, row, n, err) : 0;
+}
+
 int ks__src_column(ks_fetch *f, const ks_src *s, uint32_t k, uint64_t row, uint64_t n, float *dst, ks_err *err)
 {
-    const uint32_t width = bits_of(s) / 8; /* only plain sources are transposed: ks__src_check */
-    int rc = get(f, s->t, (s->elem + k * s->rows + row) * width, f->raw, n * width, err);
+    const bool packed = ks__src_is_packed(s);
+    const uint32_t width = bits_of(s) / 8; /* else only plain sources are transposed: ks__src_check */
+    int rc = packed ? 0 : get(f, s->t, (s->elem + k * s->rows + row) * width, f->raw, n * width, err);
     if (rc != 0 || f->dry) return rc;
-    ks__conv_find(s->t->type)->to_f32(f->raw, dst, n);
+    if (packed)
+        ks__packed_column(f, s, k, row, n, dst);
+    else
+        ks__conv_find(s->t->type)->to_f32(f->raw, dst, n);
     size_t i = ks__find_nonfinite(dst, n);
     return i == n ? 0 : not_finite(s->t, dst[i], k, row + i, err);
 }
@@ -286,6 +298,10 @@ int ks__src_codes(ks_fetch *f, const ks_src *s, uint64_t row, int8_t *codes, uin
     const int bias = s->scheme == KS_SCHEME_CT4 ? 8 : 0;
     void *raw;
     float *f32;
+    if (ks__src_is_packed(s)) {
+        if (!f->dry) ks__packed_codes(f, s, row, codes, scales);
+        return 0;
+    }
     int rc = get_numbers(f, s, row, 1, err);
     if (rc == 0) rc = get_scales(f, s, row, 1, &raw, &f32, err);
     if (rc != 0 || f->dry) return rc;

@@ -29,7 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     const char *text = (const char *)data + 1;
     if (data[0] == 'q') {
         int rc = ks__qconf_parse("config.json", text, n - 1, &q, &err);
-        HOLDS(rc == 0 ? q.scheme <= KS_SCHEME_MXFP4 : err.code == rc && err.msg[0]);
+        HOLDS(rc == 0 ? q.scheme <= KS_SCHEME_AWQ : err.code == rc && err.msg[0]);
         return 0;
     }
     int rc = ks__index_parse("index", text, n - 1, &x, &err);

@@ -196,7 +196,10 @@ static void broken_scales_are_refused_by_name(void **state)
         "tensor 'm.weight_scale_inv' has 4 scales of type f32, 'm.weight' with 20 x 64 in groups of 32 needs 2");
     expect_error(t, 2, "{\"quant_method\":\"fp8\"}", &s, "quantization_config in config.json has no weight_block_size");
     t[1].name = "m.weight_scale";
-    expect_error(t, 2, FP8, &s, "tensor 'm.weight' has one scale a row or tensor ('_scale')");
+    expect_error(t, 2, FP8, &s,
+                 "tensor 'm.weight' has a '_scale', but quantization_config in config.json has no scales a row");
+    expect_error(t, 2, "{\"quant_method\":\"fp8\"}", &s,
+                 "tensor 'm.weight_scale' has 4 scales of type f32, 'm.weight' with 20 x 64 in groups of 64 needs 20");
     t[1].name = "m.weight_scale_inv";
     t[1].dtype = "I32";
     expect_error(t, 2, FP8, &s, "has 4 scales of type i32");
@@ -225,11 +228,15 @@ static void schemes_that_are_not_supported_are_said(void **state)
     expect_error(t, 2, FP8, &s, "tensor 'm.weight_packed' is packed: it needs");
     expect_error(t, 2, CT4("48"), &s, "in groups of 48 needs");
     t[0].name = "m.qweight";
-    expect_error(t, 2, CT4("32"), &s, "tensor 'm.qweight' is of GPTQ or AWQ, which are not supported");
-    expect_error(t, 2, "{\"quant_method\":\"bitsandbytes\"}", &s,
-                 "quantization method 'bitsandbytes' is not supported");
-    expect_error(t, 2, "{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\"}", &s,
-                 "has format 'float-quantized' of compressed-tensors");
+    expect_error(t, 2, CT4("32"), &s, "tensor 'm.qweight' is packed: it needs type i32, 'qzeros' (i32)");
+    expect_error(
+        t, 2, "{\"quant_method\":\"bitsandbytes\"}", &s,
+        "quantization method 'bitsandbytes' is not supported; supported are fp8, mxfp4, compressed-tensors, gptq, "
+        "awq");
+    expect_error(
+        t, 2, "{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\"}", &s,
+        "has format 'float-quantized' of compressed-tensors; supported are 'pack-quantized' with 4 symmetric bits "
+        "and one group size, and 'float-quantized' with 8 symmetric bits and scales a row or tensor");
     expect_error(t, 2, "{\"quant_method\":7}", &s, "quantization_config is not what it should be");
     expect_error(t, 2, "[]", &s, "quantization_config is not what it should be");
 }
@@ -273,6 +280,57 @@ static void odd_blocks_and_groups_are_read(void **state)
     }
 }
 
+#define CT8                                                                                                    \
+    "{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\",\"config_groups\":{\"group_0\":{" \
+    "\"weights\":{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"channel\",\"group_size\":null,"             \
+    "\"symmetric\":true},\"input_activations\":{\"num_bits\":8}}}}"
+
+/* One factor a row or one a tensor, of one matrix and of a stack. */
+static void fp8_with_one_scale_a_row_or_tensor_is_its_products(void **state)
+{
+    (void)state;
+    enum { E = 3, N = 20, K = 64 };
+    static uint8_t fp8[E * N * K];
+    float f32[E * N];
+    uint16_t bf16[E * N];
+    ks_err err;
+    for (uint32_t i = 0; i < sizeof fp8; i++) fp8[i] = (uint8_t)(i * 37 % 0x7f);
+    for (uint32_t i = 0; i < E * N; i++) f32[i] = ks_bf16_to_f32(bf16[i] = ks_f32_to_bf16(0.01f * (float)(i + 1)));
+    for (uint32_t i = 0; i < 8; i++) {
+        const bool stack = i & 1, rows = i & 2, bf = i & 4;
+        const uint64_t e = stack ? E : 1, a = rows ? N : 1;
+        ks_st_tensor t[2] = { { "m.weight", "F8_E4M3", 2, { N, K }, fp8, (size_t)e * N * K },
+                              { "m.weight_scale",
+                                bf ? "BF16" : "F32",
+                                rows ? 2 : 0,
+                                { a, 1 },
+                                bf ? (void *)bf16 : f32,
+                                (size_t)(e * a) * (bf ? 2 : 4) } };
+        if (stack) {
+            t[0] = (ks_st_tensor) { "m.weight", "F8_E4M3", 3, { E, N, K }, fp8, sizeof fp8 };
+            t[1].rank = 3;
+            t[1].shape[0] = E;
+            t[1].shape[1] = a;
+            t[1].shape[2] = 1;
+        }
+        const ks_wpart p = { "m.weight", 0, N, 0, 0, 0, false };
+        const ks_wspec s = { "m", KS_CLS_EXPERT, 0, (uint32_t)e, N, K, 1, &p, -1, 0, NULL };
+        ks_weight w;
+        util_fresh_dir(DIR);
+        write_config(bf ? CT8 : "{\"quant_method\":\"fp8\",\"activation_scheme\":\"dynamic\"}");
+        assert_ok(ks_st_write(DIR "/model.safetensors", t, 2, &err), &err);
+        ks_ckpt *c = util_ckpt(registry, DIR);
+        ks_store *st = util_store(c, &s, 1, KS_T_BF16, &w);
+        assert_int_equal(w.type, KS_T_F32);
+        for (uint32_t j = 0; j < e * N * K; j++) {
+            float scale = f32[rows ? j / K : j / K / N];
+            assert_true(util_get(&w, j / K / N, j / K % N, j % K) == ks_f8e4m3_to_f32(fp8[j]) * scale);
+        }
+        ks_store_close(st);
+        ks_ckpt_close(c);
+    }
+}
+
 static void unquantized_configurations_are_plain(void **state)
 {
     (void)state;
@@ -297,6 +355,7 @@ int main(void)
         cmocka_unit_test(broken_scales_are_refused_by_name),
         cmocka_unit_test(schemes_that_are_not_supported_are_said),
         cmocka_unit_test(odd_blocks_and_groups_are_read),
+        cmocka_unit_test(fp8_with_one_scale_a_row_or_tensor_is_its_products),
         cmocka_unit_test(unquantized_configurations_are_plain),
     };
     return cmocka_run_group_tests_name("source", tests, setup, teardown);
