@@ -485,10 +485,13 @@ int parse_completion(request *r, bool chat)
     } else if (t != KS_JSON_OBJECT) {
         rc = bad(r, NULL, "the body must be a JSON object");
     } else if (!(rc = scan_fields(r, &j, &f)) && !(rc = take_slices(r, &f))) {
-        bool whole = ks_jw_done(&f.rest) == 0;
-        if (whole) o = cJSON_ParseWithLengthOpts(f.rest.text, f.rest.n, NULL, 0);
-        rc = o ? get_small_fields(r, o)
-               : bad(r, NULL, "%s", whole ? "a number is spelled too long" : "out of memory for the request");
+        if (ks_jw_done(&f.rest) == 0) {
+            o = cJSON_ParseWithLengthOpts(f.rest.text, f.rest.n, NULL, 0);
+            rc = o ? get_small_fields(r, o) : bad(r, NULL, "a number is spelled too long");
+        } else {
+            http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "out of memory for the request");
+            rc = -1;
+        }
         if (!rc) rc = get_seed(r, &f.seed);
     }
     cJSON_Delete(o);

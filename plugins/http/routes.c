@@ -181,12 +181,12 @@ static enum MHD_Result submit_jobs(request *r)
     ks_err err = { 0 };
     parsed *p = &r->p;
     uint32_t n = p->rq.n ? p->rq.n : 1;
-    r->n_choices = n * p->n_prompts;
-    r->choices = calloc(r->n_choices, sizeof *r->choices);
+    r->choices = calloc((size_t)n * p->n_prompts, sizeof *r->choices);
     if (!r->choices) {
-        http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "out of memory for %u answers", r->n_choices);
+        http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "out of memory for %u answers", n * p->n_prompts);
         return respond_error(r);
     }
+    r->n_choices = n * p->n_prompts;
     pthread_mutex_lock(&r->mu);
     r->n_jobs = p->n_prompts;
     r->refs += p->n_prompts;

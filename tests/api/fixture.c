@@ -50,11 +50,17 @@ void fixture_set(fixture *f, const char *key, const char *value)
 
 void fixture_init(fixture *f)
 {
-    memset(f, 0, sizeof *f);
     void *so = dlopen(KS_BUILD_DIR "/plugins/http.so", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!so) fail_msg("%s", dlerror());
-    f->plugin = dlsym(so, KS_PLUGIN_SYMBOL);
-    assert_non_null(f->plugin);
+    const ks_plugin *plugin = dlsym(so, KS_PLUGIN_SYMBOL);
+    assert_non_null(plugin);
+    fixture_init_with(f, plugin);
+}
+
+void fixture_init_with(fixture *f, const ks_plugin *plugin)
+{
+    memset(f, 0, sizeof *f);
+    f->plugin = plugin;
     f->opts = calloc(1, f->plugin->opts_bytes);
     assert_non_null(f->opts);
     for (uint32_t i = 0; i < f->plugin->n_options; i++)

@@ -21,7 +21,8 @@ typedef struct fixture {
 void fixture_start(fixture *f, ...) __attribute__((sentinel));
 void fixture_stop(fixture *f); /* after the plugin's stop() or without it; a zeroed one is fine */
 /* The same in steps, for tests of what fails. */
-void fixture_init(fixture *f);
+void fixture_init(fixture *f); /* with the build's http.so */
+void fixture_init_with(fixture *f, const ks_plugin *plugin);
 void fixture_set(fixture *f, const char *key, const char *value);
 int fixture_run(fixture *f, ks_err *err); /* open and start */
 const ks_frontend_iface *fixture_iface(const fixture *f);

@@ -240,7 +240,8 @@ void client_read(client *c, uint32_t limit_ms)
 bool client_sees_close(client *c, uint32_t limit_ms)
 {
     uint64_t until = client_now_ms() + limit_ms;
-    while (receive(c, until)) c->n = 0;
+    while (receive(c, until)) {
+    }
     return c->closed;
 }
 

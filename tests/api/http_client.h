@@ -35,7 +35,7 @@ void client_read_head(client *c, uint32_t limit_ms);
 bool client_read_until(client *c, const char *text, uint32_t limit_ms);
 /* Head and whole body. */
 void client_read(client *c, uint32_t limit_ms);
-/* True if the server closes the connection in time; bytes that come before are dropped. */
+/* True if the server closes the connection in time; what comes before is in raw. */
 bool client_sees_close(client *c, uint32_t limit_ms);
 /* Value of a header of the current answer, or NULL; valid until the next call. */
 const char *client_header(client *c, const char *name);

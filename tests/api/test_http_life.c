@@ -290,6 +290,24 @@ static void bad_key_files_are_explained(void **state)
     assert_null(f.self);
 }
 
+/* docs/http-api.md lists the settings that are the plugin's own; the others are the core's. */
+static void the_documentation_lists_every_setting(void **state)
+{
+    (void)state;
+    static char text[65536];
+    FILE *file = fopen(KS_SOURCE_DIR "/docs/http-api.md", "r");
+    assert_non_null(file);
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    fclose(file);
+    fixture_init(&f);
+    for (uint32_t i = 0; i < f.plugin->n_options; i++) {
+        const ks_option *o = &f.plugin->options[i];
+        char row[200];
+        (void)snprintf(row, sizeof row, "| `%s` | %s |", o->key, o->dflt);
+        if (o->type == KS_OPT_INT && strcmp(o->key, "port") && !strstr(text, row)) fail_msg("no row '%s'", row);
+    }
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_teardown(name, teardown)
@@ -305,6 +323,7 @@ int main(void)
         T(an_open_address_without_a_key_is_warned_of),
         T(key_files_hold_one_key_a_line),
         T(bad_key_files_are_explained),
+        T(the_documentation_lists_every_setting),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
