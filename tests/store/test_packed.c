@@ -328,6 +328,31 @@ static void experts_are_packed_and_the_router_is_plain(void **state)
     ks_ckpt_close(c);
 }
 
+/* The comparison reads what the building read, and converts nothing. */
+static void a_cache_is_compared_with_its_packed_source(void **state)
+{
+    (void)state;
+    static const size_t some[] = { 0, 6, 9, 12, 14 };
+    const ks_store_opts o = { .type = { [KS_CLS_ATTN] = KS_T_I4 }, .verify = true, .cache_dir = "packed-cache" };
+    for (size_t i = 0; i < KS_COUNT(some); i++) {
+        const form *f = &forms[some[i]];
+        const ks_wpart p = { "m.weight", 0, f->n, 0, 0, 0, false };
+        const ks_wspec s = { "m", KS_CLS_ATTN, 0, 1, f->n, f->k, 1, &p, -1, 0, NULL };
+        ks_ckpt *c = write_form(f);
+        util_fresh_dir("packed-cache");
+        for (int run = 0; run < 2; run++) {
+            ks_err err;
+            ks_weight w;
+            ks_store *st = NULL;
+            assert_ok(ks_store_open(c, &s, 1, &o, &w, &st, &err), &err);
+            assert_int_equal(ks_store_was_cached(st), run);
+            if (f->exact) check_values(f, &s, &w);
+            ks_store_close(st);
+        }
+        ks_ckpt_close(c);
+    }
+}
+
 /* ---- refusals */
 
 static const ks_wpart part = { "m.weight", 0, 48, 0, 0, 0, false };
@@ -397,6 +422,11 @@ static void tensors_that_do_not_fit_are_refused_by_name(void **state)
     less.row_count = s.n_out = 96;
     s.n_in = 48;
     expect_error(t, 4, good.config, &s, "is quantized and lies the other way round");
+    const ks_wpart two[2] = { { "m.weight", 0, 48, 0, 0, 0, false }, { "p.weight", 0, 48, 0, 0, 0, false } };
+    ks_st_tensor five[5] = { t[0], t[1], t[2], t[3], { "p.weight", "F32", 2, { 48, 96 }, m.value, 48 * 96 * 4 } };
+    s = (ks_wspec) { "m", KS_CLS_ATTN, 0, 1, 96, 96, 2, two, -1, 0, NULL };
+    expect_error(five, 5, good.config, &s,
+                 "tensors 'm.qweight' and 'p.weight' of weight 'm' lie in different directions");
     const ks_wpart row = { "m.weight", 0, 1, 0, 0, 0, false };
     s = (ks_wspec) { "m", KS_CLS_ATTN, 0, 48, 1, 96, 1, &row, -1, 0, NULL };
     expect_error(t, 4, good.config, &s, "tensor 'm.qweight' is one packed matrix, the model reads a stack of 48");
@@ -504,6 +534,7 @@ int main(void)
         cmocka_unit_test(rows_are_cut_wherever_the_model_wants),
         cmocka_unit_test(large_matrices_are_read_in_windows),
         cmocka_unit_test(experts_are_packed_and_the_router_is_plain),
+        cmocka_unit_test(a_cache_is_compared_with_its_packed_source),
         cmocka_unit_test(tensors_that_do_not_fit_are_refused_by_name),
         cmocka_unit_test(numbers_that_cannot_be_are_refused),
         cmocka_unit_test(configurations_are_read_strictly),
