@@ -11,8 +11,7 @@
 #define KS_SCHEME_CT4 2u   /* compressed-tensors "pack-quantized": nibbles in I32, one scale a group of columns */
 #define KS_SCHEME_MXFP4 3u /* `_blocks` of e2m1 pairs and `_scales`, one e8m0 per 32 columns */
 #define KS_SCHEME_GPTQ 4u  /* `qweight` (in / 8, out): 8 columns of one row a word; `qzeros`, `scales`, `g_idx` */
-#define KS_SCHEME_AWQ 5u   /* `qweight` (in, out / 8): 8 rows of one column a word, in AWQ's order; the same beside it \
-                            */
+#define KS_SCHEME_AWQ 5u   /* `qweight` (in, out / 8): 8 rows of one column a word, interleaved; likewise */
 
 /* What config.json says about the checkpoint's quantization. */
 typedef struct ks_qconf {
