@@ -1,12 +1,15 @@
 /* What the files of the HTTP frontend share.
  *
- * Threads: libmicrohttpd's one event thread runs the request handlers; the engine's threads run the sinks; the watcher
- * thread notices vanished clients and missed deadlines. They meet in `request`, under its lock. Callbacks of the event
- * thread never wait: text work and compute belong to the engine.
+ * Threads: libmicrohttpd's one event thread moves bytes and queues responses; the reader thread parses bodies and
+ * submits them; the engine's threads run the sinks; the watcher thread notices vanished clients and missed deadlines.
+ * They meet in `request`, under its lock. The event thread never waits and never works long: a body of 30 MB may take
+ * a tenth of a second to parse, and /health must not notice.
  *
- * A request's life: HEADERS and BODY (event thread) -> submitted and suspended -> every job has begun or one failed:
- * resumed, the status goes out -> STREAM: the reader takes bytes, suspends when there are none -> done. It is freed
- * when both the event thread (request completed) and all jobs (on_done) have let go.
+ * A request's life: headers and body (event thread) -> suspended, in the reader's queue -> parsed and submitted
+ * (reader)
+ * -> every job has begun or one failed: resumed, the status goes out -> stream: the response's callback takes bytes,
+ * suspends when there are none -> done. It is freed when the event thread (request completed), the reader and all
+ * jobs (on_done) have let go.
  */
 #ifndef KS_HTTP_H
 #define KS_HTTP_H
@@ -49,12 +52,16 @@ typedef struct server {
     key_list keys;
     int epoll_fd, stop_fd;
     pthread_t watcher;
-    bool watching;
+    pthread_t reader;
+    bool watching, reading; /* the threads run */
     pthread_mutex_t mu;
     struct request *requests;       /* under mu */
     struct connection *connections; /* under mu */
     uint64_t next_id;               /* under mu */
     bool draining;                  /* under mu */
+    struct request *first, *last;   /* under mu: the reader's queue */
+    bool reader_stops;              /* under mu */
+    pthread_cond_t queued;          /* under mu */
     uint32_t n_live;                /* under mu: requests not freed yet; stop() waits for none */
     pthread_cond_t all_freed;       /* under mu */
 } server;
@@ -100,12 +107,13 @@ typedef struct job {
 
 typedef struct request {
     struct request *next, **prev; /* server.requests; under server.mu */
+    struct request *queue_next;   /* under server.mu */
     server *s;
     struct MHD_Connection *conn;
     const struct route *route;
     uint64_t id;
-    bool responded;   /* event thread only: a response was queued */
-    http_error error; /* found before or after the body */
+    bool responded, handed_over; /* event thread only: a response was queued; it went to the reader */
+    http_error error;            /* found before or after the body */
     char *body;
     size_t body_bytes, body_cap, dropped_bytes;
     parsed p;
@@ -115,8 +123,9 @@ typedef struct request {
     pthread_mutex_t mu;
     uint32_t refs;                   /* under mu, like all below */
     bool suspended, gone, streaming; /* gone: the client; streaming: headers are out */
+    bool prepared;                   /* the reader is done with it: parsed and submitted, or failed */
     uint32_t n_jobs, n_begun, n_done;
-    bool failed; /* error is set, by a job or by a submit that failed; it does not change any more */
+    bool failed; /* error is set, by the reader or a job; it does not change any more */
     ks_jw out;   /* streaming: bytes not yet taken */
     size_t out_at;
     uint64_t last_output_ns; /* of a stream: when something was last put into out */
@@ -137,9 +146,9 @@ uint64_t http_now_ns(void);
 /* routes.c: 0 and a route, or an error */
 typedef struct route {
     const char *method, *path;
-    bool open; /* without a key */
-    bool takes_body;
-    enum MHD_Result (*handle)(request *r); /* body complete; queues a response or suspends */
+    bool open;                             /* without a key */
+    enum MHD_Result (*handle)(request *r); /* [event thread] queues a response; or NULL, and then */
+    int (*prepare)(request *r);            /* [reader] has jobs submitted, or fails and leaves the error */
 } route;
 int route_find(request *r, const char *method, const char *url);
 bool route_authorized(const request *r);

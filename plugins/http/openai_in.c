@@ -1,4 +1,4 @@
-/* From a hostile body to a ks_request. [event thread]
+/* From a hostile body to a ks_request. [reader thread]
  *
  * One strict pass of our reader over the top level: it proves that the whole text is well-formed UTF-8 JSON within
  * depth, hands on the parts that must not change (messages, tools, template variables: their numbers keep their

@@ -36,9 +36,11 @@ static int http_open(const ks_host *h, const void *opts, void **ret_self, ks_err
     s->epoll_fd = s->stop_fd = -1;
     pthread_mutex_init(&s->mu, NULL);
     pthread_cond_init(&s->all_freed, NULL);
+    pthread_cond_init(&s->queued, NULL);
     int rc = keys_load(&s->keys, s->o, err);
     if (rc) {
         pthread_cond_destroy(&s->all_freed);
+        pthread_cond_destroy(&s->queued);
         pthread_mutex_destroy(&s->mu);
         free(s);
         return rc;
@@ -54,6 +56,7 @@ static void http_close(void *self)
     server_stop(s);
     keys_fini(&s->keys);
     pthread_cond_destroy(&s->all_freed);
+    pthread_cond_destroy(&s->queued);
     pthread_mutex_destroy(&s->mu);
     free(s);
 }

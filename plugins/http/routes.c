@@ -176,18 +176,19 @@ enum MHD_Result respond_answer(request *r)
 
 /* ---- handlers */
 
-static enum MHD_Result submit_jobs(request *r)
+static int submit_jobs(request *r)
 {
     ks_err err = { 0 };
     parsed *p = &r->p;
-    uint32_t n = p->rq.n ? p->rq.n : 1;
-    r->choices = calloc((size_t)n * p->n_prompts, sizeof *r->choices);
-    if (!r->choices) {
+    uint32_t n = p->rq.n;
+    choice *choices = calloc((size_t)n * p->n_prompts, sizeof *choices);
+    if (!choices) {
         http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "out of memory for %u answers", n * p->n_prompts);
-        return respond_error(r);
+        return -1;
     }
-    r->n_choices = n * p->n_prompts;
     pthread_mutex_lock(&r->mu);
+    r->choices = choices;
+    r->n_choices = n * p->n_prompts;
     r->n_jobs = p->n_prompts;
     r->refs += p->n_prompts;
     pthread_mutex_unlock(&r->mu);
@@ -198,7 +199,8 @@ static enum MHD_Result submit_jobs(request *r)
         ks_sink sink = sink_template;
         ks_request rq = p->rq;
         sink.arg = j;
-        *j = (job) { .rq = r, .base = i * n };
+        j->rq = r;
+        j->base = i * n;
         if (!p->chat) {
             rq.text = p->prompt[i].text;
             rq.text_bytes = p->prompt[i].bytes;
@@ -212,31 +214,27 @@ static enum MHD_Result submit_jobs(request *r)
         j->submitted = true;
         pthread_mutex_unlock(&r->mu);
     }
-    if (!rc) return MHD_YES;
+    if (!rc) return 0;
     pthread_mutex_lock(&r->mu);
     if (!r->failed) http_fail_from(&r->error, &err);
     r->failed = true;
     r->n_jobs = i;
     r->refs -= p->n_prompts - i;
     pthread_mutex_unlock(&r->mu);
-    return i ? MHD_YES : respond_error(r);
+    return -1;
 }
 
-static enum MHD_Result completion(request *r, bool chat)
+static int completion(request *r, bool chat)
 {
-    if (server_draining(r->s)) {
-        http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "the server is shutting down");
-        return respond_error(r);
-    }
-    return parse_completion(r, chat) ? respond_error(r) : submit_jobs(r);
+    return parse_completion(r, chat) ? -1 : submit_jobs(r);
 }
 
-static enum MHD_Result post_chat(request *r)
+static int post_chat(request *r)
 {
     return completion(r, true);
 }
 
-static enum MHD_Result post_completion(request *r)
+static int post_completion(request *r)
 {
     return completion(r, false);
 }
@@ -321,18 +319,18 @@ static enum MHD_Result preflight(request *r)
 }
 
 static const route routes[] = {
-    { "POST", "/v1/chat/completions", false, true, post_chat },
-    { "POST", "/chat/completions", false, true, post_chat },
-    { "POST", "/v1/completions", false, true, post_completion },
-    { "POST", "/completions", false, true, post_completion },
-    { "GET", "/v1/models", false, false, get_models },
-    { "GET", "/models", false, false, get_models },
-    { "GET", "/v1/models/*", false, false, get_model },
-    { "GET", "/models/*", false, false, get_model },
-    { "GET", "/health", true, false, get_health },
-    { "GET", "/v1/health", true, false, get_health },
+    { "POST", "/v1/chat/completions", false, NULL, post_chat },
+    { "POST", "/chat/completions", false, NULL, post_chat },
+    { "POST", "/v1/completions", false, NULL, post_completion },
+    { "POST", "/completions", false, NULL, post_completion },
+    { "GET", "/v1/models", false, get_models, NULL },
+    { "GET", "/models", false, get_models, NULL },
+    { "GET", "/v1/models/*", false, get_model, NULL },
+    { "GET", "/models/*", false, get_model, NULL },
+    { "GET", "/health", true, get_health, NULL },
+    { "GET", "/v1/health", true, get_health, NULL },
 };
-static const route preflight_route = { "OPTIONS", "*", true, false, preflight };
+static const route preflight_route = { "OPTIONS", "*", true, preflight, NULL };
 
 static bool path_matches(const char *pattern, const char *path)
 {

@@ -251,13 +251,13 @@ static enum MHD_Result take_body(request *r, const char *data, size_t *n)
     return MHD_YES;
 }
 
-/* After a resume: every job has begun, or something ended. */
+/* After a resume: the reader is done and every job has begun, or something ended. */
 static enum MHD_Result continue_request(request *r)
 {
     pthread_mutex_lock(&r->mu);
     bool gone = r->gone, failed = r->failed;
-    if (!gone && !failed && r->n_begun == r->n_jobs && r->p.stream) r->streaming = true;
-    bool ready = failed || (r->p.stream ? r->n_begun == r->n_jobs : r->n_done == r->n_jobs);
+    bool ready = r->prepared && (failed || (r->p.stream ? r->n_begun == r->n_jobs : r->n_done == r->n_jobs));
+    if (ready && !gone && !failed && r->p.stream) r->streaming = true;
     if (!gone && !ready) { /* woken too early: wait again */
         r->suspended = true;
         MHD_suspend_connection(r->conn);
@@ -272,6 +272,41 @@ static enum MHD_Result continue_request(request *r)
         return respond_error(r);
     }
     return r->p.stream ? respond_stream(r) : respond_answer(r);
+}
+
+bool server_draining(server *s)
+{
+    pthread_mutex_lock(&s->mu);
+    bool yes = s->draining;
+    pthread_mutex_unlock(&s->mu);
+    return yes;
+}
+
+/* To the reader, with a reference of its own; the connection sleeps. */
+static enum MHD_Result hand_over(request *r)
+{
+    server *s = r->s;
+    set_phase(s, r->conn, PHASE_BUSY);
+    watch_client(r);
+    r->handed_over = true;
+    pthread_mutex_lock(&r->mu);
+    bool gone = r->gone;
+    if (!gone) { /* else nobody would wake it any more */
+        r->refs++;
+        r->suspended = true;
+        MHD_suspend_connection(r->conn);
+    }
+    pthread_mutex_unlock(&r->mu);
+    if (gone) return MHD_NO;
+    pthread_mutex_lock(&s->mu);
+    if (s->first)
+        s->last->queue_next = r;
+    else
+        s->first = r;
+    s->last = r;
+    pthread_cond_signal(&s->queued);
+    pthread_mutex_unlock(&s->mu);
+    return MHD_YES;
 }
 
 static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const char *url, const char *method,
@@ -293,16 +328,52 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
     }
     if (*size) return take_body(r, data, size);
     if (r->responded) return MHD_YES;
-    if (r->n_jobs) return continue_request(r);
-    enum MHD_Result ok = r->error.status ? respond_error(r) : r->route->handle(r);
-    if (!r->n_jobs) { /* answered already */
-        r->responded = true;
-        set_phase(s, conn, PHASE_SEND);
-        return ok;
+    if (r->handed_over) return continue_request(r);
+    if (!r->error.status && r->route->prepare) {
+        if (!server_draining(s)) return hand_over(r);
+        http_fail(&r->error, 503, "unavailable_error", NULL, NULL, "the server is shutting down");
     }
-    set_phase(s, conn, PHASE_BUSY);
-    watch_client(r);
-    return continue_request(r);
+    r->responded = true;
+    set_phase(s, conn, PHASE_SEND);
+    return r->error.status ? respond_error(r) : r->route->handle(r);
+}
+
+/* ---- the reader */
+
+static void prepare(request *r)
+{
+    pthread_mutex_lock(&r->mu);
+    bool gone = r->gone;
+    pthread_mutex_unlock(&r->mu);
+    int rc = gone ? -1 : r->route->prepare(r);
+    pthread_mutex_lock(&r->mu);
+    if (rc) r->failed = true;
+    r->prepared = true;
+    gone = r->gone;
+    request_wake(r);
+    pthread_mutex_unlock(&r->mu);
+    if (gone) cancel_jobs(r); /* whoever saw it go may have come before the submit */
+    request_unref(r, 1);
+}
+
+static void *read_bodies(void *arg)
+{
+    server *s = arg;
+    pthread_mutex_lock(&s->mu);
+    for (;;) {
+        request *r = s->first;
+        if (!r && s->reader_stops) break;
+        if (!r) {
+            pthread_cond_wait(&s->queued, &s->mu);
+            continue;
+        }
+        s->first = r->queue_next;
+        pthread_mutex_unlock(&s->mu);
+        prepare(r);
+        pthread_mutex_lock(&s->mu);
+    }
+    pthread_mutex_unlock(&s->mu);
+    return NULL;
 }
 
 /* ---- the watcher */
@@ -427,7 +498,7 @@ static int listen_on(server *s, int *ret_fd, ks_err *err)
     return 0;
 }
 
-static int start_watcher(server *s, ks_err *err)
+static int start_threads(server *s, ks_err *err)
 {
     s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     s->stop_fd = eventfd(0, EFD_CLOEXEC);
@@ -436,6 +507,10 @@ static int start_watcher(server *s, ks_err *err)
         return ks_fail(err, KS_E_IO, "cannot watch connections: %s", strerror(errno));
     if (pthread_create(&s->watcher, NULL, watch, s)) return ks_fail(err, KS_E_NOMEM, "cannot start the watcher thread");
     s->watching = true;
+    s->reader_stops = false; /* no other thread yet */
+    if (pthread_create(&s->reader, NULL, read_bodies, s))
+        return ks_fail(err, KS_E_NOMEM, "cannot start the reader thread");
+    s->reading = true;
     return 0;
 }
 
@@ -446,7 +521,7 @@ int server_start(void *self, const ks_engine_api *api, void *engine, ks_err *err
     s->api = api;
     s->engine = engine;
     int rc = listen_on(s, &fd, err);
-    if (!rc) rc = start_watcher(s, err);
+    if (!rc) rc = start_threads(s, err);
     if (!rc) {
         s->daemon = MHD_start_daemon(
             MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC, 0, NULL, NULL, on_request, s,
@@ -479,14 +554,6 @@ void server_drain(void *self)
     pthread_mutex_lock(&s->mu);
     s->draining = true;
     pthread_mutex_unlock(&s->mu);
-}
-
-bool server_draining(server *s)
-{
-    pthread_mutex_lock(&s->mu);
-    bool yes = s->draining;
-    pthread_mutex_unlock(&s->mu);
-    return yes;
 }
 
 static bool idle(server *s)
@@ -545,6 +612,14 @@ void server_stop(void *self)
         finish_requests(s);
         MHD_stop_daemon(s->daemon); /* ends every request that is left, which cancels its jobs */
         s->daemon = NULL;
+    }
+    if (s->reading) {
+        pthread_mutex_lock(&s->mu);
+        s->reader_stops = true;
+        pthread_cond_signal(&s->queued);
+        pthread_mutex_unlock(&s->mu);
+        pthread_join(s->reader, NULL);
+        s->reading = false;
     }
     if (s->watching) {
         uint64_t one = 1;
