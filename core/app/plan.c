@@ -4,8 +4,9 @@
 #include "base/base.h"
 #include "cpu/cpu.h"
 
-#define KS_DEFAULT_CONTEXT 32768u /* tokens, where the model allows more: a larger KV cache is the user's to ask for \
-                                   */
+#define KS_DEFAULT_CONTEXT                                                                    \
+    32768u /* tokens, where the model allows more: a larger KV cache is the user's to ask for \
+            */
 
 static uint64_t spec_bytes(const ks_wspec *s, const uint32_t type[16])
 {

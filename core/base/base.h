@@ -17,9 +17,18 @@ void ks_assert_failed(const char *expr, const char *file, int line) __attribute_
 #define KS_ASSERT(expr) ((expr) ? (void)0 : ks_assert_failed(#expr, __FILE__, __LINE__))
 
 /* False on overflow, *ret unspecified then. */
-static inline bool ks_mul_size(size_t a, size_t b, size_t *ret) { return !__builtin_mul_overflow(a, b, ret); }
-static inline bool ks_add_size(size_t a, size_t b, size_t *ret) { return !__builtin_add_overflow(a, b, ret); }
-static inline size_t ks_align_up(size_t n, size_t align) { return (n + align - 1) & ~(align - 1); } /* power of two */
+static inline bool ks_mul_size(size_t a, size_t b, size_t *ret)
+{
+    return !__builtin_mul_overflow(a, b, ret);
+}
+static inline bool ks_add_size(size_t a, size_t b, size_t *ret)
+{
+    return !__builtin_add_overflow(a, b, ret);
+}
+static inline size_t ks_align_up(size_t n, size_t align)
+{
+    return (n + align - 1) & ~(align - 1);
+} /* power of two */
 
 /* Zeroed arrays with a checked product; KS_E_NOMEM is the caller's to report. */
 void *ks_calloc(size_t n, size_t size);

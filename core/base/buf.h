@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 typedef struct ks_buf {
-    char *p; /* NULL while empty and never grown */
+    char *p;              /* NULL while empty and never grown */
     size_t n, cap, limit; /* limit 0: none; above it `failed` */
     bool failed;
 } ks_buf;

@@ -19,7 +19,10 @@ static inline float ks_f32_from_bits(uint32_t u)
     return f;
 }
 
-static inline float ks_bf16_to_f32(uint16_t h) { return ks_f32_from_bits((uint32_t)h << 16); }
+static inline float ks_bf16_to_f32(uint16_t h)
+{
+    return ks_f32_from_bits((uint32_t)h << 16);
+}
 
 static inline uint16_t ks_f32_to_bf16(float f)
 {
@@ -30,10 +33,10 @@ static inline uint16_t ks_f32_to_bf16(float f)
 
 float ks_f16_to_f32(uint16_t h);
 uint16_t ks_f32_to_f16(float f);
-float ks_f8e4m3_to_f32(uint8_t b);     /* 0x7f, 0xff: NaN */
-uint8_t ks_f32_to_f8e4m3(float f);     /* saturates at 448 */
+float ks_f8e4m3_to_f32(uint8_t b); /* 0x7f, 0xff: NaN */
+uint8_t ks_f32_to_f8e4m3(float f); /* saturates at 448 */
 float ks_f8e5m2_to_f32(uint8_t b);
-float ks_e8m0_to_f32(uint8_t b);       /* 2^(b - 127); 255: NaN */
-float ks_e2m1_to_f32(uint8_t code);    /* low four bits */
+float ks_e8m0_to_f32(uint8_t b);    /* 2^(b - 127); 255: NaN */
+float ks_e2m1_to_f32(uint8_t code); /* low four bits */
 
 #endif

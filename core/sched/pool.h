@@ -14,10 +14,10 @@
 typedef struct ks_pool ks_pool;
 
 typedef struct ks_pool_opts {
-    uint32_t n_threads;      /* 1 .. 1024, the caller included */
-    const uint32_t *cpus;    /* (n_threads) logical CPUs to pin to, or NULL: not pinned */
-    uint32_t spin_us;        /* how long workers spin before they park; 0: default */
-    size_t scratch_bytes;    /* a worker, 64-byte aligned; may be 0 */
+    uint32_t n_threads;   /* 1 .. 1024, the caller included */
+    const uint32_t *cpus; /* (n_threads) logical CPUs to pin to, or NULL: not pinned */
+    uint32_t spin_us;     /* how long workers spin before they park; 0: default */
+    size_t scratch_bytes; /* a worker, 64-byte aligned; may be 0 */
 } ks_pool_opts;
 
 KS_MUST_CHECK int ks_pool_open(const ks_pool_opts *o, ks_pool **ret, ks_err *err);

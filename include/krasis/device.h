@@ -25,13 +25,13 @@ typedef struct ks_device_info {
 /* Cold experts, called by a device inside an EXPERTS op for the (row, expert) pairs it does not hold.
  * y[r] = sum over the row's pairs with keep[pair] != 0, in ascending slot order, of weight * expert(x[r]),
  * from the same weight bytes. [engine or a thread of the device] */
-typedef void (*ks_cold_fn)(void *ctx, uint32_t op, uint32_t n_rows, const float *x, const int32_t *ids, const float *weights,
-                           const uint8_t *keep, float *y);
+typedef void (*ks_cold_fn)(void *ctx, uint32_t op, uint32_t n_rows, const float *x, const int32_t *ids,
+                           const float *weights, const uint8_t *keep, float *y);
 
 typedef struct ks_bind {
     uint32_t size, kv_type; /* KS_T_F32, BF16 or F8E4M3 */
     const ks_graph *graph;
-    uint32_t op_begin, op_end; /* the ops this device runs */
+    uint32_t op_begin, op_end;  /* the ops this device runs */
     uint32_t n_pages, page_tok; /* KV pages to hold */
     uint32_t n_slots;           /* recurrent state slots */
     uint32_t max_rows, max_out; /* of one step */
@@ -44,8 +44,8 @@ typedef struct ks_bind {
 typedef struct ks_device_stats {
     uint32_t size, _pad;
     uint64_t steps, rows, launches, bytes_in, bytes_out; /* over the link */
-    uint64_t experts_hot, experts_cold;                   /* (row, expert) pairs */
-    uint64_t mem_bytes;                                   /* held now */
+    uint64_t experts_hot, experts_cold;                  /* (row, expert) pairs */
+    uint64_t mem_bytes;                                  /* held now */
 } ks_device_stats;
 
 typedef struct ks_device_iface {

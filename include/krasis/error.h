@@ -14,20 +14,20 @@
 #include <string.h>
 
 /*     name         code  meaning */
-#define KS_ERROR_MAP(X)                                            \
-    X(INVAL, -1, "invalid argument")                               \
-    X(NOMEM, -2, "out of memory")                                  \
-    X(IO, -3, "input/output error")                                \
-    X(FORMAT, -4, "malformed data")                                \
-    X(NOTFOUND, -5, "not found")                                   \
-    X(UNSUPPORTED, -6, "not supported")                            \
-    X(LIMIT, -7, "limit exceeded")                                 \
-    X(CONFIG, -8, "bad setting")                                   \
-    X(BUSY, -9, "busy")                                            \
-    X(CANCELED, -10, "canceled")                                   \
-    X(DEVICE, -11, "device failed")                                \
-    X(STATE, -12, "not possible now")                              \
-    X(CONTEXT, -13, "context length exceeded")                     \
+#define KS_ERROR_MAP(X)                        \
+    X(INVAL, -1, "invalid argument")           \
+    X(NOMEM, -2, "out of memory")              \
+    X(IO, -3, "input/output error")            \
+    X(FORMAT, -4, "malformed data")            \
+    X(NOTFOUND, -5, "not found")               \
+    X(UNSUPPORTED, -6, "not supported")        \
+    X(LIMIT, -7, "limit exceeded")             \
+    X(CONFIG, -8, "bad setting")               \
+    X(BUSY, -9, "busy")                        \
+    X(CANCELED, -10, "canceled")               \
+    X(DEVICE, -11, "device failed")            \
+    X(STATE, -12, "not possible now")          \
+    X(CONTEXT, -13, "context length exceeded") \
     X(INTERNAL, -14, "internal error")
 
 enum {
@@ -50,12 +50,10 @@ static inline const char *ks_error_text(int32_t code)
 {
     switch (code) {
 #define KS_ERROR_CASE(name, num, text) \
-    case num:                          \
-        return text;
+    case num: return text;
         KS_ERROR_MAP(KS_ERROR_CASE)
 #undef KS_ERROR_CASE
-    default:
-        return "unknown error";
+    default: return "unknown error";
     }
 }
 

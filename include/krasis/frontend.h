@@ -26,7 +26,7 @@ typedef struct ks_sampling {
 
 /* What a request holds. Exactly one of messages, text, ids is set. JSON is UTF-8 text. */
 typedef struct ks_request {
-    uint32_t size, n; /* n: choices, 1.. */
+    uint32_t size, n;     /* n: choices, 1.. */
     const char *messages; /* chat: JSON array of OpenAI messages */
     size_t messages_bytes;
     const char *tools; /* JSON array or NULL */
@@ -37,9 +37,9 @@ typedef struct ks_request {
     size_t text_bytes;
     const int32_t *ids; /* completion: tokens */
     size_t n_ids;
-    int32_t max_tokens;   /* -1: as many as the context holds */
-    int32_t n_logprobs;   /* -1: none; 0..20: the token's own and this many best */
-    int32_t echo;         /* completion: the prompt comes back, too (with log-probabilities if asked) */
+    int32_t max_tokens; /* -1: as many as the context holds */
+    int32_t n_logprobs; /* -1: none; 0..20: the token's own and this many best */
+    int32_t echo;       /* completion: the prompt comes back, too (with log-probabilities if asked) */
     int32_t ignore_eos;
     const char *const *stop; /* (n_stop) NUL-terminated UTF-8, matched on text */
     uint32_t n_stop;
@@ -81,14 +81,15 @@ typedef struct ks_sink {
      * comes through on_done alone: so a server may still choose its status code. */
     int (*on_begin)(void *arg, const ks_usage *u);
     /* Complete UTF-8 that can no longer be part of a stop string; bytes may be 0 when only tokens are told. */
-    int (*on_text)(void *arg, uint32_t choice, const char *utf8, size_t bytes, const ks_token_info *tokens, uint32_t n_tokens);
-    void (*on_finish)(void *arg, uint32_t choice, int32_t finish); /* once a choice */
+    int (*on_text)(void *arg, uint32_t choice, const char *utf8, size_t bytes, const ks_token_info *tokens,
+                   uint32_t n_tokens);
+    void (*on_finish)(void *arg, uint32_t choice, int32_t finish);    /* once a choice */
     void (*on_done)(void *arg, const ks_usage *u, const ks_err *err); /* exactly once; err NULL: fine */
 } ks_sink;
 
 typedef struct ks_model_info {
     uint32_t size, n_ctx, n_vocab, n_layers;
-    const char *name;     /* all strings live as long as the engine */
+    const char *name; /* all strings live as long as the engine */
     const char *arch;
     const char *path;
     uint64_t weight_bytes;
@@ -107,11 +108,12 @@ typedef struct ks_engine_api {
     /* [any] If it fails, no callback comes; if it returns 0, on_done comes once, even after cancel.
      * KS_E_BUSY: the queue is full; KS_E_INVAL: a field; KS_E_STATE: shutting down. */
     int (*submit)(void *engine, const ks_request *rq, const ks_sink *s, uint64_t *ret_job, ks_err *err);
-    int (*cancel)(void *engine, uint64_t job); /* [any] unknown or ended jobs are fine */
+    int (*cancel)(void *engine, uint64_t job);                      /* [any] unknown or ended jobs are fine */
     int (*describe)(void *engine, ks_model_info *ret, ks_err *err); /* [any] */
     int (*stats)(void *engine, ks_stats *ret, ks_err *err);         /* [any] */
     /* [any] text -> tokens and back. cap in elements; *ret_n is the needed count even if above cap. */
-    int (*tokenize)(void *engine, const char *text, size_t bytes, int32_t special, int32_t *ids, size_t cap, size_t *ret_n, ks_err *err);
+    int (*tokenize)(void *engine, const char *text, size_t bytes, int32_t special, int32_t *ids, size_t cap,
+                    size_t *ret_n, ks_err *err);
     int (*detokenize)(void *engine, const int32_t *ids, size_t n, char *text, size_t cap, size_t *ret_n, ks_err *err);
 } ks_engine_api;
 
@@ -125,9 +127,14 @@ typedef struct ks_frontend_iface {
 static inline void ks_sampling_init(ks_sampling *s)
 {
     const float unset = __builtin_nanf("");
-    *s = (ks_sampling){ .size = (uint32_t)sizeof *s, .temperature = unset, .top_p = unset, .min_p = unset,
-                        .presence_penalty = unset, .frequency_penalty = unset, .repetition_penalty = unset,
-                        .top_k = INT32_MIN };
+    *s = (ks_sampling) { .size = (uint32_t)sizeof *s,
+                         .temperature = unset,
+                         .top_p = unset,
+                         .min_p = unset,
+                         .presence_penalty = unset,
+                         .frequency_penalty = unset,
+                         .repetition_penalty = unset,
+                         .top_k = INT32_MIN };
 }
 
 #endif

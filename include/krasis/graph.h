@@ -12,6 +12,7 @@
 
 #include <krasis/kernels.h>
 
+/* clang-format off */
 /* Ops. `in`, `out`: registers; `w`: weights by index (-1: none). x, y, ... name in[0], in[1], ...
  *                            in              out          w                      parameters */
 #define KS_OP_EMBED 1u     /*                 x            table                  f[0] scale          */
@@ -34,6 +35,7 @@
 #define KS_OP_QSCALE 17u   /* x               x                                   f[0] scale, f[1] floor: x *= 1 + scale *
                               log(floor((pos + 1) / floor) + 1)   (llama4 temperature tuning) */
 #define KS_OP_CLAMP 18u    /* x               x                                   f[0]: to -f[0] .. f[0] */
+/* clang-format on */
 
 #define KS_ACT1_NONE 0u
 #define KS_ACT1_SIGMOID 1u
@@ -57,6 +59,7 @@ typedef struct ks_op {
     int32_t state; /* index of its ks_state, -1: none */
     int32_t i[4];
     float f[4];
+    /* clang-format off */
     union {
         struct { uint32_t kind, width, w_width; float eps, w_offset; } norm; /* see ks_norm_args */
         struct { uint32_t kind, n_heads, head_dim, rot_dim, rot_begin; float mscale; } rope;
@@ -69,6 +72,7 @@ typedef struct ks_op {
         struct { uint32_t n_experts, k, n_ff, act; float limit, alpha; uint32_t weigh_input; } mlp;
         uint32_t raw[24]; /* room to grow */
     } u;
+    /* clang-format on */
 } ks_op;
 
 /* Registers. ROWS registers have one row a token of the batch, OUT registers one a logit row.
@@ -76,7 +80,8 @@ typedef struct ks_op {
  * memory of its own, so that one matrix may fill what several ops read (q | k | v). */
 #define KS_REG_F32 1u   /* (n_rows, width) float */
 #define KS_REG_ROUTE 2u /* (n_rows, width) pairs: int32 expert, float weight; a row's experts ascend */
-#define KS_REG_SEL 3u   /* (n_rows, width) key positions with a count a row; get and put: (n_rows, 1 + width), count first */
+#define KS_REG_SEL \
+    3u /* (n_rows, width) key positions with a count a row; get and put: (n_rows, 1 + width), count first */
 #define KS_REG_OUT 0x100u /* flag: indexed by logit row */
 typedef struct ks_reg {
     uint32_t kind, width;

@@ -35,13 +35,13 @@ enum {
 
 typedef struct ks_json {
     const char *text;
-    size_t n, at;           /* at: offset of the next byte to read */
-    const char *tok;        /* the current token: strings and keys without quotes, still escaped; numbers as spelled */
+    size_t n, at;    /* at: offset of the next byte to read */
+    const char *tok; /* the current token: strings and keys without quotes, still escaped; numbers as spelled */
     size_t tok_bytes;
-    bool escaped;           /* the string or key holds a backslash */
+    bool escaped; /* the string or key holds a backslash */
     uint32_t depth, max_depth;
-    uint32_t expect;        /* internal */
-    const char *error;      /* static text, at `at` */
+    uint32_t expect;   /* internal */
+    const char *error; /* static text, at `at` */
     uint8_t stack[KS_JSON_DEPTH_MAX / 8];
 } ks_json;
 
@@ -89,8 +89,8 @@ void ks_jw_object_end(ks_jw *w);
 void ks_jw_array(ks_jw *w);
 void ks_jw_array_end(ks_jw *w);
 void ks_jw_key(ks_jw *w, const char *key);
-void ks_jw_str(ks_jw *w, const char *s);             /* NUL-terminated; NULL writes null */
-void ks_jw_strn(ks_jw *w, const char *s, size_t n);  /* ill-formed UTF-8 becomes U+FFFD */
+void ks_jw_str(ks_jw *w, const char *s);            /* NUL-terminated; NULL writes null */
+void ks_jw_strn(ks_jw *w, const char *s, size_t n); /* ill-formed UTF-8 becomes U+FFFD */
 void ks_jw_i64(ks_jw *w, int64_t v);
 void ks_jw_u64(ks_jw *w, uint64_t v);
 void ks_jw_f64(ks_jw *w, double v); /* shortest text that reads back as the same double; NaN, Inf: null */

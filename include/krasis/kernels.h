@@ -35,9 +35,9 @@
  * Columns from n_in to q_stride are 0. sum holds the sum of q over each 32 columns: it turns the
  * unsigned nibble of I4 into a signed value: dot(nibble - 8, q) = dot(nibble, q) - 8 sum. */
 typedef struct ks_act {
-    int8_t *q;     /* (n_rows, q_stride), 64-byte aligned rows */
-    float *scale;  /* (n_rows, scale_stride) */
-    int32_t *sum;  /* (n_rows, sum_stride) */
+    int8_t *q;                                   /* (n_rows, q_stride), 64-byte aligned rows */
+    float *scale;                                /* (n_rows, scale_stride) */
+    int32_t *sum;                                /* (n_rows, sum_stride) */
     uint32_t q_stride, scale_stride, sum_stride; /* elements; q_stride a multiple of 64 */
     uint32_t _pad;
 } ks_act;
@@ -100,12 +100,13 @@ typedef struct ks_rope_args {
 /* y = act(gate) * up. Gate and up lie in one row of x, alternating in runs of 16 columns (as the
  * interleaved strips of a gate-up matrix deliver them): gate i at (i / 16) * 32 + i % 16, up 16
  * further. n = number of outputs; the row of x has 2 * ceil16(n) columns. */
-#define KS_ACT_SILU 1u        /* g * sigmoid(g) * u */
+#define KS_ACT_SILU 1u /* g * sigmoid(g) * u */
 #define KS_ACT_GELU_TANH 2u
 #define KS_ACT_GELU 3u
-#define KS_ACT_RELU2 4u       /* relu(g)^2 * u */
-#define KS_ACT_SWIGLU_CLAMP 5u /* gpt-oss: g' = min(g, limit), u' = clamp(u, +-limit): (u' + 1) * g' * sigmoid(alpha g') */
-#define KS_ACT_SILU_CLAMP 6u  /* g' = min(g, limit), u' = clamp(u, +-limit): silu(g') * u' */
+#define KS_ACT_RELU2 4u /* relu(g)^2 * u */
+#define KS_ACT_SWIGLU_CLAMP \
+    5u /* gpt-oss: g' = min(g, limit), u' = clamp(u, +-limit): (u' + 1) * g' * sigmoid(alpha g') */
+#define KS_ACT_SILU_CLAMP 6u /* g' = min(g, limit), u' = clamp(u, +-limit): silu(g') * u' */
 typedef struct ks_glu_args {
     uint32_t size, kind, n_rows, n;
     float limit, alpha;

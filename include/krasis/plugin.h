@@ -73,8 +73,8 @@ typedef struct ks_plugin {
     uint32_t kind;
     const char *name; /* [a-z0-9-]{2,31}; also the file's name (NAME.so) and its INI section */
     const char *version, *summary, *license, *url; /* required, required, required, may be NULL */
-    uint64_t cpu_required; /* KS_CPU() bits, tested by the host */
-    int32_t score;         /* bands: 0 reference, 200 AVX2, 300 AVX-512, 350 AMX, 1000 a GPU */
+    uint64_t cpu_required;                         /* KS_CPU() bits, tested by the host */
+    int32_t score;                                 /* bands: 0 reference, 200 AVX2, 300 AVX-512, 350 AMX, 1000 a GPU */
     uint32_t n_options;
     const ks_option *options; /* the host fills `opts` from them */
     uint32_t option_size;     /* sizeof(ks_option) */
@@ -86,13 +86,13 @@ typedef struct ks_plugin {
     /* [main] optional if stateless. `opts` lives until close() has returned. A failed open leaves
      * nothing behind. At most one instance is open at a time. */
     int (*open)(const ks_host *h, const void *opts, void **ret_self, ks_err *err);
-    void (*close)(void *self); /* [main] NULL is fine */
+    void (*close)(void *self);                      /* [main] NULL is fine */
     const void *(*ext)(void *self, const char *id); /* [any] optional */
 } ks_plugin;
 
 /* The one definition of a plugin: KS_PLUGIN_DEFINE = { .size = sizeof(ks_plugin), ... }; */
 #define KS_PLUGIN_SYMBOL "krasis_plugin_v1"
-#define KS_PLUGIN_DEFINE                                                          \
+#define KS_PLUGIN_DEFINE                                                            \
     extern const ks_plugin krasis_plugin_v1 __attribute__((visibility("default"))); \
     const ks_plugin krasis_plugin_v1
 

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* clang-format off */
 /* Element types. Never renumbered. Files may hold any; the weight store holds those marked S. */
 #define KS_TYPE_MAP(X)                                                                             \
     X(F32, 1, "f32", 32)         /* S */                                                           \
@@ -26,6 +27,7 @@
     X(U64, 17, "u64", 64)                                                                          \
     X(BOOL, 18, "bool", 8)                                                                         \
     X(Q8, 19, "q8", 8)           /* quantized activations, see ks_act in kernels.h */
+/* clang-format on */
 
 enum {
 #define KS_TYPE_ENUM(name, num, text, bits) KS_T_##name = (num),
@@ -50,6 +52,7 @@ enum {
 #define KS_LAYOUT_ROWS 1u
 #define KS_LAYOUT_T16 2u
 
+/* clang-format off */
 /* CPU features, as the host detects them (CPUID and the operating system's XCR0). A plugin names
  * what it needs; the host tests before any function of the plugin is called. Never renumbered. */
 #define KS_CPU_MAP(X)                     \
@@ -71,6 +74,7 @@ enum {
     X(AMX_TILE, 15, "amx-tile")           \
     X(AMX_INT8, 16, "amx-int8")           \
     X(AMX_BF16, 17, "amx-bf16")
+/* clang-format on */
 
 enum {
 #define KS_CPU_ENUM(name, bit, text) KS_CPU_BIT_##name = (bit),
@@ -83,12 +87,10 @@ static inline uint32_t ks_type_bits(uint32_t type) /* 0: unknown */
 {
     switch (type) {
 #define KS_TYPE_CASE(name, num, text, bits) \
-    case num:                               \
-        return bits;
+    case num: return bits;
         KS_TYPE_MAP(KS_TYPE_CASE)
 #undef KS_TYPE_CASE
-    default:
-        return 0;
+    default: return 0;
     }
 }
 
@@ -96,19 +98,23 @@ static inline const char *ks_type_name(uint32_t type)
 {
     switch (type) {
 #define KS_TYPE_CASE(name, num, text, bits) \
-    case num:                               \
-        return text;
+    case num: return text;
         KS_TYPE_MAP(KS_TYPE_CASE)
 #undef KS_TYPE_CASE
-    default:
-        return "unknown";
+    default: return "unknown";
     }
 }
 
 /* Sizes of T16, in one place for everybody. `group` is 0 where the type has no scales. */
-static inline uint32_t ks_t16_strips(uint32_t n_out) { return n_out / 16 + (n_out % 16 != 0); }
+static inline uint32_t ks_t16_strips(uint32_t n_out)
+{
+    return n_out / 16 + (n_out % 16 != 0);
+}
 
-static inline uint32_t ks_t16_n_in(uint32_t n_in) { return (n_in + 31u) & ~31u; }
+static inline uint32_t ks_t16_n_in(uint32_t n_in)
+{
+    return (n_in + 31u) & ~31u;
+}
 
 static inline size_t ks_t16_values_bytes(uint32_t type, uint32_t n_in) /* of one strip */
 {
