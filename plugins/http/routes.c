@@ -17,24 +17,31 @@ static int key_add(key_list *k, const char *text, size_t n, ks_err *err)
     return 0;
 }
 
-int keys_load(key_list *k, const http_opts *o, ks_err *err)
+static int keys_read(key_list *k, const char *path, ks_err *err)
 {
-    int rc = *o->api_key ? key_add(k, o->api_key, strlen(o->api_key), err) : 0;
-    if (rc || !*o->api_key_file) return rc;
-    FILE *f = fopen(o->api_key_file, "re");
-    if (!f) return ks_fail(err, KS_E_CONFIG, "--api-key-file '%s': %s", o->api_key_file, strerror(errno));
+    FILE *f = fopen(path, "re");
+    if (!f) return ks_fail(err, KS_E_CONFIG, "--api-key-file '%s': %s", path, strerror(errno));
     char *line = NULL;
     size_t cap = 0;
     ssize_t n;
+    uint32_t before = k->n;
+    int rc = 0;
     while (!rc && (n = getline(&line, &cap, f)) >= 0) {
         while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r' || line[n - 1] == ' ')) n--;
         if (n > 0 && line[0] != '#') rc = key_add(k, line, (size_t)n, err);
     }
     free(line);
-    if (!rc && ferror(f)) rc = ks_fail(err, KS_E_IO, "cannot read --api-key-file '%s'", o->api_key_file);
-    if (!rc && k->n == 0)
-        rc = ks_fail(err, KS_E_CONFIG, "--api-key-file '%s' holds no key: one a line is expected", o->api_key_file);
+    if (!rc && ferror(f)) rc = ks_fail(err, KS_E_IO, "cannot read --api-key-file '%s'", path);
+    if (!rc && k->n == before)
+        rc = ks_fail(err, KS_E_CONFIG, "--api-key-file '%s' holds no key: one a line is expected", path);
     fclose(f);
+    return rc;
+}
+
+int keys_load(key_list *k, const http_opts *o, ks_err *err)
+{
+    int rc = *o->api_key ? key_add(k, o->api_key, strlen(o->api_key), err) : 0;
+    if (!rc && *o->api_key_file) rc = keys_read(k, o->api_key_file, err);
     if (rc) keys_fini(k);
     return rc;
 }
