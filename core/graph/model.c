@@ -26,6 +26,28 @@ const char *const *ks_model_types(void)
     return types;
 }
 
+/* What a checkpoint's linear weights may be stored as (core/store/qconf.c decides) and what its text may come in
+ * (core/text/tokenizer.c): the other two things that decide whether a folder loads. */
+static const char *const formats[][2] = {
+    { "BF16, F16, F32, F64", "plain tensors; one file or shards with an index" },
+    { "`fp8`", "e4m3 with scales per 128 x 128 block, per row or per tensor" },
+    { "`compressed-tensors`", "`pack-quantized` INT4, kept exactly; `float-quantized` FP8" },
+    { "`mxfp4`", "gpt-oss blocks and scales, kept exactly" },
+    { "`gptq`", "4 bits, group 32, 64, 128 or -1, `sym` or not, `desc_act`, v1 and v2" },
+    { "`awq`", "4 bits, `version` gemm, with or without zero points" },
+};
+static const char *const tokenizers[][2] = {
+    { "tokenizer.json", "BPE, byte-level or with byte fallback; all pre-tokenizers of the families above" },
+    { "tiktoken.model, hy.tiktoken", "rank files (Kimi, Hunyuan)" },
+    { "tokenizer.model", "SentencePiece BPE" },
+};
+
+static void markdown_rows(ks_buf *b, const char *head, size_t n, const char *const rows[][2])
+{
+    ks_buf_printf(b, "\n%s|---|---|\n", head);
+    for (size_t i = 0; i < n; i++) ks_buf_printf(b, "| %s | %s |\n", rows[i][0], rows[i][1]);
+}
+
 void ks_model_markdown(ks_buf *b)
 {
     ks_buf_adds(b, "# Supported models\n\n"
@@ -42,6 +64,9 @@ void ks_model_markdown(ks_buf *b)
            "Attention over a KV cache works with `--kv-dtype` f32, bf16 and fp8_e4m3. Rotary types: default, linear,\n"
            "yarn, llama3; dynamic and longrope up to the length below which their tables are constant (the model's\n"
            "context is cut there).\n");
+    markdown_rows(b, "## Source formats\n\n| weights, or `quant_method` | what of it |\n", KS_COUNT(formats), formats);
+    markdown_rows(b, "## Tokenizers\n\n| file | what of it |\n", KS_COUNT(tokenizers), tokenizers);
+    ks_buf_adds(b, "\nDetails: quant-formats.md, tokenizers.md, templates.md.\n");
 }
 
 static const ks_arch *find_arch(const char *type)
