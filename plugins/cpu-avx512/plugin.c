@@ -1,0 +1,39 @@
+/* Descriptor of cpu-avx512: constant data, compiled for any x86-64; the host tests cpu_required first. [any] */
+#include "rows.h"
+#include <krasis/plugin.h>
+
+#define MATMUL(W, X, FN, SCRATCH)                                                                                   \
+    {                                                                                                               \
+        .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_##X, .layout = KS_LAYOUT_T16, .scratch_bytes = SCRATCH, \
+        .name = #FN, .fn = FN                                                                                       \
+    }
+
+/* The operations that are not here come from the next best plugin: the host merges row by row. */
+static const ks_kernel rows[] = {
+    { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_avx512", .fn = quant_avx512 },
+    MATMUL(I4, Q8, matmul_i4_avx512, MATMUL_INT_SCRATCH_BYTES),
+    MATMUL(I8, Q8, matmul_i8_avx512, MATMUL_INT_SCRATCH_BYTES),
+    MATMUL(MXFP4, Q8, matmul_mxfp4_avx512, MATMUL_INT_SCRATCH_BYTES),
+    MATMUL(BF16, F32, matmul_bf16_avx512, MATMUL_FLOAT_SCRATCH_BYTES),
+    MATMUL(F32, F32, matmul_f32_avx512, MATMUL_FLOAT_SCRATCH_BYTES),
+};
+
+static const ks_kernels_iface iface = {
+    .size = sizeof(ks_kernels_iface),
+    .kernel_size = sizeof(ks_kernel),
+    .n_kernels = sizeof rows / sizeof rows[0],
+    .kernels = rows,
+};
+
+KS_PLUGIN_DEFINE = {
+    .size = sizeof(ks_plugin),
+    .kind = KS_KIND_KERNELS,
+    .name = "cpu-avx512",
+    .version = KS_VERSION,
+    .summary = "Kernels for x86-64 with AVX-512 VNNI: int4, int8, mxfp4, bf16 and f32 weights",
+    .license = "Apache-2.0",
+    .cpu_required = KS_CPU_REQUIRED,
+    .score = 300,
+    .option_size = sizeof(ks_option),
+    .iface = &iface,
+};
