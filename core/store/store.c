@@ -168,6 +168,20 @@ static int open_cached(ks_store *s, const ks_plan *p, const ks_ckpt *c, const ks
     return rc;
 }
 
+int ks_store_check(const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
+                   uint64_t ret_class_bytes[16], ks_err *err)
+{
+    ks_plan p = { 0 };
+    int rc = ks__plan_init(&p, c, specs, n_specs, o, err);
+    if (!rc) memset(ret_class_bytes, 0, 16 * sizeof *ret_class_bytes);
+    for (uint32_t i = 0; !rc && i < p.n_weights; i++) {
+        const ks_weight *w = &p.weights[i].w;
+        if (!p.weights[i].absent) ret_class_bytes[w->cls & 15] += (uint64_t)w->n_mat * w->mat_bytes;
+    }
+    ks__plan_fini(&p);
+    return rc;
+}
+
 /* Descriptions and data pointers; names move into the store, which outlives the plan. */
 static int publish(ks_store *s, const ks_plan *p, ks_weight *ret_weights, ks_err *err)
 {
