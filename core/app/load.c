@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "cpu/cpu.h"
 #include "ref/ref.h"
+#include "store/synth.h"
 
 #define KS_MAX_CORES 1024u
 
@@ -71,7 +72,8 @@ static int open_registry(ks_app *a, ks_err *err)
                            .parallel_ctx = a };
     int rc = ks_registry_open(&o, &a->registry, err);
     free(s);
-    return rc ? rc : ks_registry_add(a->registry, &ks_ref_plugin, "(built in)", err);
+    if (!rc) rc = ks_registry_add(a->registry, &ks_ref_plugin, "(built in)", err);
+    return rc ? rc : ks_registry_add(a->registry, &ks_synth_plugin, "(built in)", err);
 }
 
 static void note_gpu(void *ctx, const char *line)
@@ -165,7 +167,7 @@ int ks_app_model(ks_app *a, ks_err *err)
     return rc ? rc : ks_model_open(a->ckpt, &a->model, err);
 }
 
-static int open_weights(ks_app *a, ks_err *err)
+int ks_app_weights(ks_app *a, ks_err *err)
 {
     ks_store_opts o = { .rebuild = ks_config_bool(a->config, "force-load"),
                         .verify = ks_config_bool(a->config, "verify"),
@@ -243,7 +245,7 @@ int ks_app_open(ks_config *c, ks_app *a, ks_err *err)
     ks_plan plan;
     int rc;
     if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_app_model(a, err)) ||
-        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)) || (rc = open_weights(a, err)) ||
+        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)) || (rc = ks_app_weights(a, err)) ||
         (rc = open_text(a, err)))
         return rc;
     return open_engine(a, plan.context, err);

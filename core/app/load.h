@@ -31,6 +31,8 @@ KS_MUST_CHECK int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err);
 KS_MUST_CHECK int ks_app_open(ks_config *c, ks_app *a, ks_err *err);
 /* The checkpoint and its op list, no weights: for `check`. After ks_app_plugins. */
 KS_MUST_CHECK int ks_app_model(ks_app *a, ks_err *err);
+/* The weights, from the cache or quantized. After ks_app_model. */
+KS_MUST_CHECK int ks_app_weights(ks_app *a, ks_err *err);
 void ks_app_close(ks_app *a); /* a zeroed or half-built app is fine */
 
 /* Weight types by class as the settings say. */

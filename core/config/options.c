@@ -10,7 +10,8 @@
 #define ON_TALK (ON(RUN) | ON(CHAT))
 #define ON_SERVER (ON(LAUNCH) | ON(SERVE) | ON(CHECK) | ON(CONFIG))
 #define ON_MODEL (ON_SERVER | ON_TALK | ON(LOGITS) | ON(GENERATE_IDS) | ON(PERPLEXITY) | ON(BENCH))
-#define ON_PLUGINS (ON_MODEL | ON(PLUGINS))
+#define ON_WEIGHTS (ON_MODEL | ON(SYNTH))
+#define ON_PLUGINS (ON_WEIGHTS | ON(PLUGINS))
 
 #define SECTION(...)
 #define SETTING(name, section, type, dflt, min, max, choices, arg, commands, props, help, more) \

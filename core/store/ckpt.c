@@ -5,6 +5,7 @@
 #include "base/hash.h"
 #include "base/progress.h"
 #include "store/index.h"
+#include "store/synth.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -196,19 +197,23 @@ out:
 static int open_dir(ks_ckpt *c, ks_registry *r, const char *dir, ks_err *err)
 {
     char *index = ks_path_join(dir, INDEX_FILE), *single = ks_path_join(dir, SINGLE_FILE);
+    char *synth = ks_path_join(dir, KS_SYNTH_FILE);
     int rc;
-    if (!index || !single)
+    if (!index || !single || !synth)
         rc = ks_fail(err, KS_E_NOMEM, "'%s': out of memory", dir);
     else if (ks_file_exists(index))
         rc = open_indexed(c, r, dir, index, err);
     else if (ks_file_exists(single))
         rc = open_single(c, r, dir, SINGLE_FILE, err);
+    else if (ks_file_exists(synth))
+        rc = open_single(c, r, dir, KS_SYNTH_FILE, err);
     else
         rc = ks_fail(
             err, KS_E_NOTFOUND,
             "'%s' holds neither " INDEX_FILE " nor " SINGLE_FILE "; give a model's directory or one weight file", dir);
     free(index);
     free(single);
+    free(synth);
     return rc;
 }
 
