@@ -1,15 +1,20 @@
-/* Fork and join without a lock.
+/* Fork and join without a lock, and without waiting for anybody who has nothing in hand.
  *
- * A fork is one store to `gen`, which every worker watches; a join is one word a worker, `done`, which the
- * caller watches. Both are futex words: who has watched long enough says so (`parked`, `watched`) and sleeps.
- * Sleeper and waker write their own word first and read the other's after, all sequentially consistent, so
- * one of the two always sees the other; the kernel compares the word once more before it sleeps.
+ * A job is cut into chunks; each worker owns a contiguous range of them, the same for the same shape. Whoever works
+ * takes chunks from a range by a compare-and-swap of that range's `claim`; whoever has finished his own helps out in
+ * others'. The join waits until every chunk is done, not until every worker came: a worker that the system keeps from
+ * running costs its share of the time, not a time slice.
+ *
+ * So a worker may come late, to a job that is over. All it has then is the job's number and count of chunks, read as
+ * one word; a claim carries the number of the job it was last used in, and only grows, so a claim on a job that is
+ * over fails. What the job is (fn, n, ...) is read after a claim only: then the caller cannot have gone on.
+ *
+ * Sleeping: `bell` is the futex word of the workers, `tick` that of the caller. Sleeper and waker write their own
+ * word first and read the other's after, all sequentially consistent, so one of the two always sees the other; the
+ * kernel compares the word once more before it sleeps.
  *
  * Watching pays only while each thread has a core of its own. With more threads than cores, a watcher
  * keeps a worker from running: then everybody yields a few times and sleeps.
- *
- * Shared words lie on cache lines of their own. The job's fields are plain: written before `gen` is stored, read
- * after it was loaded, and not touched again before every worker has stored `done`.
  */
 #include "sched/pool.h"
 #include "base/base.h"
@@ -27,14 +32,16 @@
 
 #define LINE 64
 #define THREADS_MAX 1024u
-#define SPIN_DEFAULT_US 50u
+#define SPIN_DEFAULT_US 200u
 #define PAUSES_A_LOOK 32    /* at the clock: about a microsecond */
 #define YIELDS_IF_CROWDED 4 /* before sleep */
-#define TAIL_PART 10u       /* of the chunks, the last tenth goes to whoever is free */
+#define CHUNK_BITS 16       /* of a job's word; the 48 of its number last for decades */
+#define CHUNKS_MAX 0xffffu
 
 typedef struct worker {
-    _Alignas(LINE) _Atomic uint32_t done; /* last gen it finished; futex word of the caller */
-    _Atomic uint32_t watched;             /* the caller sleeps, or is about to, on `done` */
+    _Alignas(LINE) _Atomic uint64_t claim; /* job << CHUNK_BITS | next chunk of this range */
+    _Alignas(
+        LINE) _Atomic uint64_t finished; /* job << CHUNK_BITS | chunks done by this worker; pairs with count_done */
     ks_pool *pool;
     void *scratch;
     pthread_t thread;
@@ -42,14 +49,16 @@ typedef struct worker {
 } worker;
 
 struct ks_pool {
-    _Alignas(LINE) _Atomic uint32_t gen;    /* number of the newest job; futex word of the workers */
+    _Alignas(LINE) _Atomic uint64_t job; /* number << CHUNK_BITS | chunks; stored before `bell` */
+    _Atomic uint32_t bell;               /* rung for each job; futex word of the workers */
+    _Atomic uint32_t tick;               /* futex word of the caller */
+    _Atomic uint32_t watched;            /* the caller sleeps, or is about to, on `tick` */
+    atomic_bool stop;
     _Alignas(LINE) _Atomic uint32_t parked; /* workers asleep or about to be */
     _Atomic uint64_t parks;
-    _Alignas(LINE) _Atomic uint64_t tail; /* next chunk of the dynamic part; goes past the last one, so wider */
-    _Alignas(LINE) ks_pool_fn fn;         /* the job: see above */
+    _Alignas(LINE) ks_pool_fn fn; /* the job: see above */
     void *arg;
-    uint32_t n, grain, n_chunks, n_static;
-    bool stop;
+    uint32_t n, grain, first; /* first: chunks of the same run in earlier jobs */
     /* The caller's own. */
     _Alignas(LINE) atomic_bool running;
     uint64_t runs, spin_ns;
@@ -71,12 +80,12 @@ static void futex_wake(_Atomic uint32_t *word, int n)
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0); /* cannot fail for our own word */
 }
 
-/* True once the word differs from `old`; false if it is time to sleep. */
-static bool watch(const _Atomic uint32_t *word, uint32_t old, uint64_t spin_ns)
+/* True once the bell differs from `old`; false if it is time to sleep. */
+static bool watch_bell(const ks_pool *p, uint32_t old)
 {
-    if (!spin_ns) {
+    if (!p->spin_ns) {
         for (int i = 0; i < YIELDS_IF_CROWDED; i++) {
-            if (atomic_load_explicit(word, memory_order_acquire) != old) return true;
+            if (atomic_load_explicit(&p->bell, memory_order_acquire) != old) return true;
             (void)sched_yield(); /* cannot fail on Linux */
         }
         return false;
@@ -84,66 +93,128 @@ static bool watch(const _Atomic uint32_t *word, uint32_t old, uint64_t spin_ns)
     uint64_t start = 0; /* the clock is read only if the first looks were in vain */
     for (;;) {
         for (int i = 0; i < PAUSES_A_LOOK; i++) {
-            if (atomic_load_explicit(word, memory_order_acquire) != old) return true;
+            if (atomic_load_explicit(&p->bell, memory_order_acquire) != old) return true;
             _mm_pause();
         }
         uint64_t now = ks_now_ns();
         if (!start) start = now;
-        if (now - start >= spin_ns) return false;
+        if (now - start >= p->spin_ns) return false;
     }
 }
 
-static uint32_t await_job(ks_pool *p, uint32_t seen)
+static uint32_t await_bell(ks_pool *p, uint32_t seen)
 {
-    if (!watch(&p->gen, seen, p->spin_ns)) {
-        atomic_fetch_add(&p->parked, 1); /* pairs with the load in fork_job */
+    if (!watch_bell(p, seen)) {
+        atomic_fetch_add(&p->parked, 1); /* pairs with the load in ring */
         atomic_fetch_add_explicit(&p->parks, 1, memory_order_relaxed);
-        while (atomic_load(&p->gen) == seen) futex_wait(&p->gen, seen);
+        while (atomic_load(&p->bell) == seen) futex_wait(&p->bell, seen);
         atomic_fetch_sub(&p->parked, 1);
     }
-    return atomic_load_explicit(&p->gen, memory_order_acquire);
+    return atomic_load_explicit(&p->bell, memory_order_acquire);
 }
 
-static void await_worker(const ks_pool *p, worker *w, uint32_t gen)
+static void ring(ks_pool *p)
 {
-    for (uint32_t old; (old = atomic_load_explicit(&w->done, memory_order_acquire)) != gen;) {
-        if (watch(&w->done, old, p->spin_ns)) continue;
-        atomic_store(&w->watched, 1); /* pairs with the load in tell_done */
-        while (atomic_load(&w->done) == old) futex_wait(&w->done, old);
-        atomic_store(&w->watched, 0);
-    }
-}
-
-static void tell_done(worker *w, uint32_t gen)
-{
-    atomic_store(&w->done, gen);
-    if (atomic_load(&w->watched)) futex_wake(&w->done, 1);
-}
-
-static void fork_job(ks_pool *p, uint32_t gen)
-{
-    atomic_store(&p->gen, gen);
-    if (atomic_load(&p->parked)) futex_wake(&p->gen, INT_MAX);
+    atomic_fetch_add(&p->bell, 1);
+    if (atomic_load(&p->parked)) futex_wake(&p->bell, INT_MAX);
 }
 
 /* ---- Work */
 
-static void run_chunk(const ks_pool *p, uint32_t chunk, uint32_t index)
+static bool claim(ks_pool *p, uint64_t job, uint32_t range, uint32_t *ret_chunk)
 {
-    uint32_t begin = chunk * p->grain, left = p->n - begin; /* chunk < n_chunks: no overflow */
-    p->fn(p->arg, begin, begin + KS_MIN(left, p->grain), index);
+    uint64_t number = job >> CHUNK_BITS, n = job & CHUNKS_MAX, parts = KS_MIN(n, (uint64_t)p->n_threads), next;
+    if (range >= parts) return false;
+    uint64_t begin = n * range / parts, end = n * (range + 1) / parts;
+    _Atomic uint64_t *word = &p->workers[range].claim;
+    uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
+    do {
+        if (old >> CHUNK_BITS > number) return false; /* that job is over */
+        next = old >> CHUNK_BITS == number ? old & CHUNKS_MAX : begin;
+        if (next >= end) return false;
+    } while (!atomic_compare_exchange_weak_explicit(word, &old, number << CHUNK_BITS | (next + 1), memory_order_acquire,
+                                                    memory_order_relaxed));
+    *ret_chunk = (uint32_t)next;
+    return true;
 }
 
-/* The static part lies in one piece per worker, so that each reads its own stretch of the weights, the same one
- * each time. */
-static void run_share(ks_pool *p, uint32_t index)
+/* What is left of a range. Returns the number of chunks done. */
+static uint32_t run_range(ks_pool *p, uint64_t job, uint32_t range, uint32_t index)
 {
-    uint32_t chunk = (uint32_t)((uint64_t)p->n_static * index / p->n_threads);
-    uint32_t end = (uint32_t)((uint64_t)p->n_static * (index + 1) / p->n_threads);
-    for (; chunk < end; chunk++) run_chunk(p, chunk, index);
-    if (p->n_static == p->n_chunks) return;
-    for (uint64_t next; (next = atomic_fetch_add_explicit(&p->tail, 1, memory_order_relaxed)) < p->n_chunks;)
-        run_chunk(p, (uint32_t)next, index);
+    uint32_t done = 0;
+    for (uint32_t chunk; claim(p, job, range, &chunk); done++) {
+        uint32_t begin = (p->first + chunk) * p->grain, left = p->n - begin; /* a chunk begins below n: no overflow */
+        p->fn(p->arg, begin, begin + KS_MIN(left, p->grain), index);
+    }
+    return done;
+}
+
+static void tell_done(ks_pool *p, worker *w, uint64_t job, uint32_t done)
+{
+    atomic_store(&w->finished, (job & ~(uint64_t)CHUNKS_MAX) | done);
+    if (!atomic_load(&p->watched)) return;
+    atomic_fetch_add(&p->tick, 1);
+    futex_wake(&p->tick, 1);
+}
+
+/* With one chunk a worker there is nothing to balance: taking another's would only take it from his cache. */
+static bool has_spare(const ks_pool *p, uint64_t job)
+{
+    return (job & CHUNKS_MAX) > p->n_threads;
+}
+
+static void serve(ks_pool *p, worker *w, uint64_t job)
+{
+    uint32_t done = run_range(p, job, w->index, w->index);
+    if (done) tell_done(p, w, job, done);
+    for (uint32_t i = 1; has_spare(p, job) && i < p->n_threads; i++) {
+        uint32_t more = run_range(p, job, (w->index + i) % p->n_threads, w->index);
+        done += more;
+        if (more) tell_done(p, w, job, done);
+    }
+}
+
+static bool all_done(ks_pool *p, uint64_t job, uint32_t own)
+{
+    uint64_t sum = own;
+    for (uint32_t i = 1; i < p->n_threads; i++) {
+        uint64_t f = atomic_load(&p->workers[i].finished);
+        if (f >> CHUNK_BITS == job >> CHUNK_BITS) sum += f & CHUNKS_MAX;
+    }
+    return sum == (job & CHUNKS_MAX);
+}
+
+static uint32_t help(ks_pool *p, uint64_t job)
+{
+    uint32_t done = 0;
+    for (uint32_t i = 1; i < p->n_threads; i++) done += run_range(p, job, i, 0);
+    return done;
+}
+
+/* The caller's share, and the wait for the others': who has not begun within about a microsecond is late, and
+ * his chunks are taken over. */
+static void join(ks_pool *p, uint64_t job)
+{
+    uint32_t own = run_range(p, job, 0, 0);
+    uint64_t start = 0;
+    if (has_spare(p, job) || !p->spin_ns) own += help(p, job);
+    for (uint32_t yields = 0;;) {
+        for (int i = 0; i < PAUSES_A_LOOK; i++) {
+            if (all_done(p, job, own)) return;
+            _mm_pause();
+        }
+        own += help(p, job);
+        uint64_t now = ks_now_ns();
+        if (!start) start = now;
+        if (p->spin_ns ? now - start < p->spin_ns : yields++ < YIELDS_IF_CROWDED) {
+            if (!p->spin_ns) (void)sched_yield(); /* cannot fail on Linux */
+            continue;
+        }
+        atomic_store(&p->watched, 1); /* pairs with the load in tell_done */
+        uint32_t tick = atomic_load(&p->tick);
+        if (!all_done(p, job, own)) futex_wait(&p->tick, tick);
+        atomic_store(&p->watched, 0);
+    }
 }
 
 void ks_pool_run(ks_pool *p, uint32_t n, uint32_t grain, ks_pool_fn fn, void *arg)
@@ -151,21 +222,23 @@ void ks_pool_run(ks_pool *p, uint32_t n, uint32_t grain, ks_pool_fn fn, void *ar
     bool busy = atomic_exchange_explicit(&p->running, true, memory_order_acquire);
     KS_ASSERT(!busy); /* nested, or two callers */
     if (!grain) grain = n / p->n_threads + (n % p->n_threads != 0);
+    uint32_t n_chunks = n ? n / grain + (n % grain != 0) : 0;
+    if (n_chunks <= 1 || p->n_threads == 1) { /* nothing to share */
+        for (uint32_t i = 0; i < n_chunks; i++) fn(arg, i * grain, i * grain + KS_MIN(n - i * grain, grain), 0);
+        n_chunks = 0;
+    }
     p->fn = fn;
     p->arg = arg;
     p->n = n;
     p->grain = grain;
-    p->n_chunks = n ? n / grain + (n % grain != 0) : 0;
-    p->n_static = p->n_chunks - p->n_chunks / TAIL_PART;
-    if (p->n_chunks <= 1 || p->n_threads == 1) { /* nothing to share */
-        for (uint32_t i = 0; i < p->n_chunks; i++) run_chunk(p, i, 0);
-    } else {
-        uint32_t gen = atomic_load_explicit(&p->gen, memory_order_relaxed) + 1;
-        atomic_store_explicit(&p->tail, p->n_static, memory_order_relaxed);
+    for (p->first = 0; n_chunks; p->first += CHUNKS_MAX) { /* once, but for the largest counts */
+        uint64_t number = (atomic_load_explicit(&p->job, memory_order_relaxed) >> CHUNK_BITS) + 1;
+        uint64_t job = number << CHUNK_BITS | KS_MIN(n_chunks, CHUNKS_MAX);
+        atomic_store_explicit(&p->job, job, memory_order_release);
         p->runs++;
-        fork_job(p, gen);
-        run_share(p, 0);
-        for (uint32_t i = 1; i < p->n_threads; i++) await_worker(p, &p->workers[i], gen);
+        ring(p);
+        join(p, job);
+        n_chunks -= KS_MIN(n_chunks, CHUNKS_MAX);
     }
     atomic_store_explicit(&p->running, false, memory_order_release);
 }
@@ -174,11 +247,10 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     ks_pool *p = w->pool;
-    for (uint32_t gen = 0;;) {
-        gen = await_job(p, gen);
-        if (p->stop) return NULL;
-        run_share(p, w->index);
-        tell_done(w, gen);
+    for (uint32_t seen = 0;;) {
+        seen = await_bell(p, seen);
+        if (atomic_load_explicit(&p->stop, memory_order_relaxed)) return NULL;
+        serve(p, w, atomic_load_explicit(&p->job, memory_order_acquire));
     }
 }
 
@@ -262,8 +334,8 @@ out:
 void ks_pool_close(ks_pool *p)
 {
     if (!p) return;
-    p->stop = true;
-    fork_job(p, atomic_load_explicit(&p->gen, memory_order_relaxed) + 1);
+    atomic_store_explicit(&p->stop, true, memory_order_relaxed); /* told by the bell */
+    ring(p);
     for (uint32_t i = 1; i <= p->n_started; i++) (void)pthread_join(p->workers[i].thread, NULL); /* ours, joinable */
     for (uint32_t i = 0; p->workers && i < p->n_threads; i++) free(p->workers[i].scratch);
     free(p->workers);

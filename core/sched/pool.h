@@ -25,8 +25,9 @@ void ks_pool_close(ks_pool *p); /* NULL is fine */
 uint32_t ks_pool_threads(const ks_pool *p);
 
 /* Runs fn(arg, begin, end, worker) over disjoint ranges covering [0, n), each at most `grain` units
- * (0: n / threads), returns when all are done. Ranges are dealt statically and contiguously, the last
- * tenth by an atomic counter for balance. scratch of the worker: ks_pool_scratch. */
+ * (0: n / threads), returns when all are done. Each worker owns one contiguous stretch of the ranges, the same one
+ * each time; whoever has none left takes over those that a late worker has not begun, so a worker that the system
+ * does not run holds nobody up. Scratch of the worker: ks_pool_scratch. */
 typedef void (*ks_pool_fn)(void *arg, uint32_t begin, uint32_t end, uint32_t worker);
 void ks_pool_run(ks_pool *p, uint32_t n, uint32_t grain, ks_pool_fn fn, void *arg);
 void *ks_pool_scratch(ks_pool *p, uint32_t worker);

@@ -91,21 +91,79 @@ static void the_largest_counts_do_not_wrap(void **state)
     ks_pool_close(p);
 }
 
-static void note_worker(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+/* Chunks that end together: nobody can take over another's. */
+typedef struct meeting {
+    _Atomic uint32_t here;
+    uint32_t n, owner[64];
+} meeting;
+
+static void meet(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
 {
-    uint32_t *owner = arg;
-    for (uint32_t i = begin; i < end; i++) owner[i] = worker;
+    meeting *m = arg;
+    for (uint32_t i = begin; i < end; i++) m->owner[i] = worker;
+    atomic_fetch_add(&m->here, 1);
+    while (atomic_load(&m->here) < m->n) (void)sched_yield();
 }
 
-static void the_static_part_is_contiguous_and_in_order(void **state)
+static void each_worker_has_its_own_stretch(void **state)
 {
     (void)state;
-    uint32_t owner[100];
     ks_pool *p = open_pool(4, NULL);
-    ks_pool_run(p, 100, 1, note_worker, owner);
-    for (uint32_t i = 1; i < 90; i++) assert_true(owner[i] == owner[i - 1] || owner[i] == owner[i - 1] + 1);
-    assert_int_equal(owner[0], 0);
-    assert_int_equal(owner[89], 3);
+    for (int k = 0; k < 20; k++) { /* the same one each time */
+        meeting m = { .n = 4 };
+        ks_pool_run(p, 62, 16, meet, &m);
+        for (uint32_t i = 0; i < 62; i++) assert_int_equal(m.owner[i], i / 16);
+    }
+    ks_pool_close(p);
+}
+
+/* One chunk does not end before all others have: they must be done by somebody else. */
+typedef struct holdup {
+    _Atomic uint32_t done;
+    uint32_t slow, n;
+} holdup;
+
+static void hold_up(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+{
+    holdup *h = arg;
+    (void)end, (void)worker;
+    while (begin == h->slow && atomic_load(&h->done) < h->n - 1) (void)sched_yield();
+    atomic_fetch_add(&h->done, 1);
+}
+
+static void a_slow_chunk_holds_up_no_other(void **state)
+{
+    (void)state;
+    static const uint32_t threads[] = { 2, 3, 8 };
+    for (size_t i = 0; i < KS_COUNT(threads); i++) {
+        ks_pool *p = open_pool(threads[i], NULL);
+        for (uint32_t slow = 0; slow < 24; slow++) {
+            holdup h = { .slow = slow, .n = 24 };
+            ks_pool_run(p, 24, 1, hold_up, &h);
+            assert_int_equal(h.done, 24);
+        }
+        ks_pool_close(p);
+    }
+}
+
+static void count_one(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+{
+    (void)begin, (void)end, (void)worker;
+    atomic_fetch_add((_Atomic uint32_t *)arg, 1);
+}
+
+/* Workers that come late, to a job that is over, must find nothing, whatever the shapes before and after. */
+static void late_workers_do_no_harm(void **state)
+{
+    (void)state;
+    static const uint32_t ns[] = { 2, 9, 3, 40, 5 };
+    ks_pool *p = open_pool(9, NULL); /* more than this machine's cores, so that most come late */
+    for (uint32_t k = 0; k < 5000; k++) {
+        _Atomic uint32_t done = 0;
+        uint32_t n = ns[k % KS_COUNT(ns)];
+        ks_pool_run(p, n, 1, count_one, &done);
+        if (atomic_load(&done) != n) fail_msg("job %u: %u of %u chunks", (unsigned)k, (unsigned)done, (unsigned)n);
+    }
     ks_pool_close(p);
 }
 
@@ -169,11 +227,17 @@ static void pinning_to_a_cpu_that_is_not_there_is_not_fatal(void **state)
     ks_pool_close(p);
 }
 
+typedef struct pinned {
+    meeting m; /* first: so each worker runs a chunk */
+    int n_cpus[2];
+} pinned;
+
 static void note_cpu(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
 {
-    (void)begin, (void)end;
+    pinned *t = arg;
     cpu_set_t set;
-    if (worker && sched_getaffinity(0, sizeof set, &set) == 0) ((int *)arg)[worker] = CPU_COUNT(&set);
+    meet(&t->m, begin, end, worker);
+    if (worker && sched_getaffinity(0, sizeof set, &set) == 0) t->n_cpus[worker] = CPU_COUNT(&set);
 }
 
 static void workers_are_pinned_and_the_caller_is_not(void **state)
@@ -181,12 +245,12 @@ static void workers_are_pinned_and_the_caller_is_not(void **state)
     (void)state;
     cpu_set_t before, after;
     uint32_t cpus[2] = { 0, 0 };
-    int n_cpus[2] = { 0, 0 };
+    pinned t = { .m.n = 2 };
     assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
     while (!CPU_ISSET(cpus[1], &before)) cpus[1]++;
     ks_pool *p = open_pool(2, cpus);
-    ks_pool_run(p, 2, 1, note_cpu, n_cpus);
-    assert_int_equal(n_cpus[1], 1);
+    ks_pool_run(p, 2, 1, note_cpu, &t);
+    assert_int_equal(t.n_cpus[1], 1);
     assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
     assert_true(CPU_EQUAL(&before, &after));
     ks_pool_close(p);
@@ -307,7 +371,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_unit_is_done_exactly_once),
         cmocka_unit_test(the_largest_counts_do_not_wrap),
-        cmocka_unit_test(the_static_part_is_contiguous_and_in_order),
+        cmocka_unit_test(each_worker_has_its_own_stretch),
+        cmocka_unit_test(a_slow_chunk_holds_up_no_other),
+        cmocka_unit_test(late_workers_do_no_harm),
         cmocka_unit_test(workers_park_when_idle_and_wake_for_work),
         cmocka_unit_test(one_chunk_needs_no_fork),
         cmocka_unit_test(many_short_jobs_in_a_row_are_all_done),
