@@ -29,6 +29,9 @@ function(ks_add_test name)
     if(NOT A_TIMEOUT)
         set(A_TIMEOUT 120)
     endif()
+    if(KS_SANITIZE STREQUAL "thread") # ten times slower, more with few cores
+        math(EXPR A_TIMEOUT "${A_TIMEOUT} * 5")
+    endif()
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT}
         ENVIRONMENT "KRASIS_HOME=${dir}/home;CMOCKA_MESSAGE_OUTPUT=stdout")
     if(KS_SANITIZE) # too large an allocation is an error that we handle, as without the sanitizer
