@@ -1,0 +1,413 @@
+/* ATTN: online softmax over blocks of 32 keys, for any width of vectors: attn_vec.h says which. cpu-avx512 compiles
+ * this file, too. [worker]
+ *
+ * Units of one kv head are worked on together: a tile is some rows x the query heads of that kv head. Blocks start at
+ * multiples of 32 of the absolute position (with `sel`: every 32 of the row's own list), are converted to float once
+ * and used by all queries of the tile. K is turned round on the way, so that 32 scores of a query are whole vectors and
+ * no sum runs across lanes: a score is one chain of fma over the columns in ascending order, an output one over the
+ * keys. What a query does with a block depends on its own keys only, so the tile's shape changes no bit. Per span of
+ * KS_ATTN_SPAN positions a query has a maximum, a sum and an output of its own in scratch; at the end of a span they
+ * are merged into the total, which lives in the output row itself.
+ *
+ * Any head size works: scores add up over pieces of K_PIECE columns of K, and columns of V beyond D_MAX are a second
+ * pass. */
+#ifndef KS_AVX2_ATTN_IMPL_H
+#define KS_AVX2_ATTN_IMPL_H
+
+#include "attn_keys.h"
+#include "rows.h"
+
+#include <math.h>
+
+#define D_MAX 1024u     /* columns of V at a time */
+#define QUERIES 64u     /* in a tile */
+#define O_FLOATS 16384u /* outputs of a tile: 64 queries of 256 columns, 32 of 512 */
+#define FEW 16u         /* queries: with so few, columns of K are used while they are in L1 */
+
+typedef struct scratch_mem {
+    float k[K_PIECE * KEYS]; /* turned round: column d of the keys at d * KEYS */
+    float v[KEYS * V_STRIP]; /* (KEYS, V_STRIP) */
+    float o[O_FLOATS];       /* of this span: (queries, o_stride) */
+    float s[QUERIES][KEYS];  /* scores, then probabilities */
+    const float *q[QUERIES];
+    float m[QUERIES], l[QUERIES];         /* of this span: maximum, sum */
+    float keep[QUERIES];                  /* what the new maximum makes of the sums before this block */
+    float m_all[QUERIES], l_all[QUERIES]; /* of the spans before */
+    uint32_t i0[QUERIES], i1[QUERIES];    /* keys of the block that a row sees */
+    block b[2];                           /* this and the next one */
+} scratch_mem;
+
+_Static_assert(sizeof(scratch_mem) <= ATTN_SCRATCH_BYTES, "attention scratch");
+
+typedef struct tile {
+    const ks_attn_args *a;
+    scratch_mem *mem;
+    uint32_t type, size;   /* of the cache: KS_T_, bytes */
+    uint32_t kvh, h0, n_h; /* query heads h0 .. h0 + n_h of kv head kvh */
+    uint32_t r0, n_r;      /* rows */
+    uint32_t d0, n_d;      /* columns of V */
+    uint32_t o_stride;     /* n_d as whole vectors */
+} tile;
+
+/* First and last key that row r may see without `sel`. */
+static void visible(const ks_attn_args *a, uint32_t r, uint32_t *ret_lo, uint32_t *ret_hi)
+{
+    uint32_t p = a->pos + r, lo = 0;
+    if (a->window && p >= a->window) lo = p - a->window + 1;
+    if (a->chunk && p - p % a->chunk > lo) lo = p - p % a->chunk;
+    *ret_lo = lo;
+    *ret_hi = p;
+}
+
+/* ---- scores */
+
+/* s[q][0 .. n_v vectors) += q . k over n columns, for n_q queries. */
+KS_INLINE void score_tile(const float *const *from, uint32_t c, uint32_t n_q, const float *k, uint32_t n, uint32_t n_v,
+                          float (*s)[KEYS])
+{
+    const float *q[SCORE_QUERIES];
+    vec sum[SCORE_QUERIES][KEYS / LANES];
+    for (uint32_t x = 0; x < n_q; x++) q[x] = from[x] + c;
+    for (uint32_t x = 0; x < n_q; x++)
+        for (uint32_t v = 0; v < n_v; v++) sum[x][v] = v_load(s[x] + v * LANES);
+    for (uint32_t d = 0; d < n; d++, k += KEYS) {
+        vec kv[KEYS / LANES];
+        for (uint32_t v = 0; v < n_v; v++) kv[v] = v_load(k + v * LANES);
+        for (uint32_t x = 0; x < n_q; x++) {
+            vec qd = v_set1(q[x][d]);
+            for (uint32_t v = 0; v < n_v; v++) sum[x][v] = v_fma(qd, kv[v], sum[x][v]);
+        }
+    }
+    for (uint32_t x = 0; x < n_q; x++)
+        for (uint32_t v = 0; v < n_v; v++) v_store(s[x] + v * LANES, sum[x][v]);
+}
+
+/* How many of `left` queries go next: as many steps as needed, all about equally large. */
+KS_INLINE uint32_t share(uint32_t left, uint32_t most)
+{
+    uint32_t steps = (left + most - 1) / most;
+    return (left + steps - 1) / steps;
+}
+
+/* A constant number of queries and of vectors keeps the sums in registers. */
+#define SCORES(N_Q, N_V) \
+    case (N_Q)*8 + (N_V): score_tile(q, c, N_Q, k, n, N_V, s); break
+static void score_some(const float *const *q, uint32_t c, uint32_t n_q, const float *k, uint32_t n, uint32_t n_v,
+                       float (*s)[KEYS])
+{
+    switch (n_q * 8 + n_v) {
+        FOR_SCORES(SCORES)
+    default: break; /* there are no more */
+    }
+}
+#undef SCORES
+
+/* Columns [c, c + n) of d_k for queries [q0, q1) of the tile and the first n_v vectors of keys. */
+static void scores(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t n, uint32_t n_v)
+{
+    for (uint32_t q = q0, n_q; q < q1; q += n_q) {
+        n_q = share(q1 - q, SCORE_QUERIES);
+        score_some(t->mem->q + q, c, n_q, t->mem->k, n, n_v, t->mem->s + q);
+    }
+}
+
+/* ---- softmax */
+
+/* Scores of keys [i0, i1) to probabilities relative to the new maximum; the others get 0. */
+static void softmax(const tile *t, uint32_t q, uint32_t i0, uint32_t i1)
+{
+    const vec scale = v_set1(t->type == KS_T_F8E4M3 ? t->a->scale * 256.0f : t->a->scale), low = v_set1(-INFINITY);
+    float *s = t->mem->s[q], *m = &t->mem->m[q], *l = &t->mem->l[q];
+    bool all = i0 == 0 && i1 == KEYS;
+    vec v[KEYS / LANES], max = low, sum = v_set1(0);
+    for (uint32_t i = 0; i < KEYS / LANES; i++) {
+        v[i] = v_mul(v_load(s + i * LANES), scale);
+        if (t->a->softcap != 0) {
+            const vec cap = v_set1(t->a->softcap);
+            v[i] = v_mul(cap, v_tanh(v_div(v[i], cap)));
+        }
+        if (!all) v[i] = v_in_range(v[i], i * LANES, i0, i1, low);
+        max = v_max(max, v[i]);
+    }
+    float block_max = v_max_lanes(max), m_new = block_max > *m ? block_max : *m;
+    float keep = *m == m_new ? 1.0f : *m == -INFINITY ? 0.0f : exp_1(*m - m_new);
+    for (uint32_t i = 0; i < KEYS / LANES; i++) {
+        vec p = v_exp(v_sub(v[i], v_set1(m_new)));
+        if (!all) p = v_in_range(p, i * LANES, i0, i1, v_set1(0));
+        v_store(s + i * LANES, p);
+        sum = v_add(sum, p);
+    }
+    *l = *l * keep + v_sum_lanes(sum);
+    *m = m_new;
+    t->mem->keep[q] = keep;
+}
+
+/* ---- values */
+
+/* o[x] = o[x] * keep[x] + sum over keys [i0, i1) of p[x] v, for n_q queries and n_v vectors of columns. */
+KS_INLINE void value_tile(float *o, uint32_t o_stride, float (*p)[KEYS], const float *keep, uint32_t n_q,
+                          const float *v, uint32_t i0, uint32_t i1, uint32_t n_v)
+{
+    vec sum[VALUE_QUERIES][VALUE_VECS];
+    for (uint32_t x = 0; x < n_q; x++)
+        for (uint32_t c = 0; c < n_v; c++)
+            sum[x][c] = v_mul(v_load(o + (size_t)x * o_stride + c * LANES), v_set1(keep[x]));
+    for (uint32_t i = i0; i < i1; i++) {
+        vec pi[VALUE_QUERIES];
+        for (uint32_t x = 0; x < n_q; x++) pi[x] = v_set1(p[x][i]);
+        for (uint32_t c = 0; c < n_v; c++) {
+            vec value = v_load(v + (size_t)i * V_STRIP + c * LANES);
+            for (uint32_t x = 0; x < n_q; x++) sum[x][c] = v_fma(pi[x], value, sum[x][c]);
+        }
+    }
+    for (uint32_t x = 0; x < n_q; x++)
+        for (uint32_t c = 0; c < n_v; c++) v_store(o + (size_t)x * o_stride + c * LANES, sum[x][c]);
+}
+
+#define VALUES(N_Q, N_V) \
+    case (N_Q)*8 + (N_V): value_tile(o, t->o_stride, mem->s + q, mem->keep + q, N_Q, mem->v, i0, i1, N_V); break
+static void value_some(const tile *t, uint32_t q, uint32_t n_q, uint32_t c, uint32_t n_v, uint32_t i0, uint32_t i1)
+{
+    scratch_mem *mem = t->mem;
+    float *o = mem->o + (size_t)q * t->o_stride + c;
+    switch (n_q * 8 + n_v) {
+        FOR_VALUES(VALUES)
+    default: break; /* there are no more */
+    }
+}
+#undef VALUES
+
+/* Queries [q0, q1), which see the same keys. */
+static void values(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t n_v, uint32_t i0, uint32_t i1)
+{
+    for (uint32_t q = q0, n; q < q1; q += n) {
+        n = share(q1 - q, VALUE_QUERIES);
+        value_some(t, q, n, c, n_v, i0, i1);
+    }
+}
+
+/* ---- a block */
+
+/* Which keys of the block the rows see; a list holds only keys that its row sees. */
+static void row_ranges(const tile *t, const block *b)
+{
+    for (uint32_t r = 0; r < t->n_r; r++) {
+        uint32_t lo = 0, hi = UINT32_MAX, *i0 = &t->mem->i0[r], *i1 = &t->mem->i1[r];
+        if (!t->a->sel) visible(t->a, t->r0 + r, &lo, &hi);
+        *i0 = lo <= b->first ? 0 : lo - b->first < b->n ? lo - b->first : b->n;
+        *i1 = hi < b->first ? 0 : hi - b->first < b->n ? hi - b->first + 1 : b->n;
+    }
+}
+
+/* Rows that see the same keys as row r, which does see some. */
+static uint32_t same_rows(const tile *t, uint32_t r)
+{
+    uint32_t e = r + 1;
+    while (e < t->n_r && t->mem->i0[e] == t->mem->i0[r] && t->mem->i1[e] == t->mem->i1[r]) e++;
+    return e;
+}
+
+/* Asks for a part of the next block: step `at` of `steps`, so that the requests do not come all at once. */
+KS_INLINE void look_ahead(const tile *t, const block *next, uint32_t at, uint32_t steps)
+{
+    if (next)
+        block_prefetch(next, next->n * at / steps, next->n * (at + 1) / steps, (size_t)t->a->d_k * t->size,
+                       (size_t)t->n_d * t->size);
+}
+
+/* One block for all queries of the tile. next: the one after it, or NULL. */
+static void run_block(const tile *t, const block *b, const block *next)
+{
+    const ks_attn_args *a = t->a;
+    scratch_mem *mem = t->mem;
+    uint32_t ra = 0, rb = t->n_r, n_v = (b->n + LANES - 1) / LANES, step = 0;
+    row_ranges(t, b);
+    while (ra < rb && mem->i0[ra] >= mem->i1[ra]) ra++; /* both ends of what rows see grow with the row */
+    while (rb > ra && mem->i0[rb - 1] >= mem->i1[rb - 1]) rb--;
+    if (ra == rb) return;
+    const uint32_t piece = K_PIECE;
+    const uint32_t steps = (a->d_k + piece - 1) / piece + (t->n_d + V_STRIP - 1) / V_STRIP;
+    memset(mem->s[ra * t->n_h], 0, sizeof mem->s[0] * (rb - ra) * t->n_h);
+    for (uint32_t c = 0; c < a->d_k; c += piece) {
+        uint32_t n = a->d_k - c < piece ? a->d_k - c : piece;
+        look_ahead(t, next, step++, steps);
+        fetch_k(t->type, b, c, n, mem->k);
+        scores(t, ra * t->n_h, rb * t->n_h, c, n, n_v);
+    }
+    for (uint32_t q = ra * t->n_h; q < rb * t->n_h; q++) softmax(t, q, mem->i0[q / t->n_h], mem->i1[q / t->n_h]);
+    for (uint32_t d = 0; d < t->n_d; d += V_STRIP) {
+        uint32_t n = t->n_d - d < V_STRIP ? t->n_d - d : V_STRIP;
+        look_ahead(t, next, step++, steps);
+        fetch_v(t->type, b, t->d0 + d, n, mem->v);
+        for (uint32_t r = ra, e; r < rb; r = e) {
+            e = same_rows(t, r);
+            values(t, r * t->n_h, e * t->n_h, d, (n + LANES - 1) / LANES, mem->i0[r], mem->i1[r]);
+        }
+    }
+}
+
+/* ---- spans */
+
+static float *output(const tile *t, uint32_t q)
+{
+    uint32_t r = t->r0 + q / t->n_h, h = t->h0 + q % t->n_h;
+    return t->a->o + r * t->a->o_stride + (size_t)h * t->a->d_v + t->d0;
+}
+
+/* dst = dst * f + src * g, over whole vectors and a rest. */
+static void blend(float *dst, float f, const float *src, float g, uint32_t n)
+{
+    uint32_t d = 0;
+    for (; d + LANES <= n; d += LANES)
+        v_store(dst + d, v_fma(v_load(src + d), v_set1(g), v_mul(v_load(dst + d), v_set1(f))));
+    if (d < n)
+        v_store_first(dst + d,
+                      v_fma(v_load_first(src + d, n - d), v_set1(g), v_mul(v_load_first(dst + d, n - d), v_set1(f))),
+                      n - d);
+}
+
+static void scale(float *dst, float f, uint32_t n)
+{
+    uint32_t d = 0;
+    for (; d + LANES <= n; d += LANES) v_store(dst + d, v_mul(v_load(dst + d), v_set1(f)));
+    if (d < n) v_store_first(dst + d, v_mul(v_load_first(dst + d, n - d), v_set1(f)), n - d);
+}
+
+static void span_begin(const tile *t)
+{
+    uint32_t n = t->n_r * t->n_h;
+    for (uint32_t q = 0; q < n; q++) t->mem->m[q] = -INFINITY, t->mem->l[q] = 0;
+    memset(t->mem->o, 0, sizeof(float) * n * t->o_stride);
+}
+
+/* The first span becomes the total, the others join it. */
+static void span_end(const tile *t)
+{
+    scratch_mem *mem = t->mem;
+    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
+        const float *o = mem->o + (size_t)q * t->o_stride;
+        if (mem->m[q] == -INFINITY) continue; /* no key of this span */
+        if (mem->m_all[q] == -INFINITY) {
+            memcpy(output(t, q), o, sizeof(float) * t->n_d);
+            mem->l_all[q] = mem->l[q];
+            mem->m_all[q] = mem->m[q];
+            continue;
+        }
+        float m = mem->m[q] > mem->m_all[q] ? mem->m[q] : mem->m_all[q];
+        float old = exp_1(mem->m_all[q] - m), new = exp_1(mem->m[q] - m);
+        blend(output(t, q), old, o, new, t->n_d);
+        mem->l_all[q] = mem->l_all[q] * old + mem->l[q] * new;
+        mem->m_all[q] = m;
+    }
+}
+
+static void finish(const tile *t)
+{
+    scratch_mem *mem = t->mem;
+    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
+        float f = 1.0f, den = mem->l_all[q];
+        if (mem->m_all[q] == -INFINITY) { /* no key at all */
+            memset(output(t, q), 0, sizeof(float) * t->n_d);
+            continue;
+        }
+        if (t->a->sinks) {
+            float sink = t->a->sinks[t->h0 + q % t->n_h], m = sink > mem->m_all[q] ? sink : mem->m_all[q];
+            f = exp_1(mem->m_all[q] - m);
+            den = den * f + exp_1(sink - m);
+        }
+        if (t->type == KS_T_F8E4M3) f *= 256.0f;
+        scale(output(t, q), f / den, t->n_d);
+    }
+}
+
+/* All blocks of the positions the tile's rows see. */
+static void run_dense(const tile *t)
+{
+    const ks_attn_args *a = t->a;
+    block *b = t->mem->b, *next = b + 1;
+    uint32_t j, hi, unused;
+    visible(a, t->r0, &j, &unused);
+    visible(a, t->r0 + (t->n_r - 1), &unused, &hi); /* both limits grow with the row */
+    j = block_dense(a, t->kvh, t->size, j, hi, b);
+    span_begin(t);
+    while (j <= hi) {
+        uint32_t end = block_dense(a, t->kvh, t->size, j, hi, next);
+        run_block(t, b, next);
+        if (j % KS_ATTN_SPAN == 0) span_end(t), span_begin(t);
+        block *done = b;
+        b = next, next = done;
+        j = end;
+    }
+    run_block(t, b, NULL);
+    span_end(t);
+}
+
+/* One row with a list of positions. */
+static void run_sparse(const tile *t)
+{
+    const ks_attn_args *a = t->a;
+    const uint32_t *sel = a->sel + (size_t)t->r0 * a->sel_stride, n = a->n_sel[t->r0];
+    uint32_t lo, hi, i = 0;
+    visible(a, t->r0, &lo, &hi);
+    while (i < n && sel[i] < lo) i++;
+    while (i < n && sel[i] <= hi) {
+        uint32_t span_last = sel[i] | (KS_ATTN_SPAN - 1);
+        span_begin(t);
+        while (i < n && sel[i] <= hi && sel[i] <= span_last) {
+            block *b = t->mem->b;
+            b->first = 0;
+            for (b->n = 0; i < n && b->n < KEYS && sel[i] <= hi && sel[i] <= span_last; i++)
+                block_put(a, t->kvh, t->size, sel[i] / a->page_tok, sel[i] % a->page_tok, b, b->n++);
+            block_fill(b);
+            block_prefetch(b, 0, b->n, 0, (size_t)t->n_d * t->size);
+            run_block(t, b, NULL);
+        }
+        span_end(t);
+    }
+}
+
+static void run_tile(const tile *t)
+{
+    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
+        t->mem->m_all[q] = -INFINITY;
+        t->mem->l_all[q] = 0;
+        t->mem->q[q] = t->a->q + (t->r0 + q / t->n_h) * t->a->q_stride + (size_t)(t->h0 + q % t->n_h) * t->a->d_k;
+    }
+    if (t->a->sel)
+        run_sparse(t);
+    else
+        run_dense(t);
+    finish(t);
+}
+
+/* Rows [r0, r1) of one kv head: cut into tiles. */
+static void run_head(const ks_attn_args *a, uint32_t type, uint32_t kvh, uint32_t r0, uint32_t r1, scratch_mem *mem)
+{
+    const uint32_t group = a->n_heads / a->n_kv_heads, n_d = a->d_v < D_MAX ? a->d_v : D_MAX;
+    const uint32_t o_stride = (n_d + LANES - 1) / LANES * LANES;
+    const uint32_t fit = O_FLOATS / o_stride, most = fit < QUERIES ? fit : QUERIES;
+    const uint32_t n_h = group < most ? group : most, n_r = a->sel || n_h < group ? 1 : most / group;
+    tile t = { .a = a, .mem = mem, .type = type, .size = ks_type_bits(type) / 8, .kvh = kvh, .o_stride = o_stride };
+    for (t.d0 = 0; t.d0 < a->d_v; t.d0 += n_d) {
+        t.n_d = a->d_v - t.d0 < n_d ? a->d_v - t.d0 : n_d;
+        for (uint32_t h = 0; h < group; h += n_h) {
+            t.h0 = kvh * group + h;
+            t.n_h = group - h < n_h ? group - h : n_h;
+            for (t.r0 = r0; t.r0 < r1; t.r0 += n_r) {
+                t.n_r = r1 - t.r0 < n_r ? r1 - t.r0 : n_r;
+                run_tile(&t);
+            }
+        }
+    }
+}
+
+static void attn(const ks_attn_args *a, uint32_t type, uint32_t begin, uint32_t end, void *scratch)
+{
+    const uint32_t n = a->n_kv_heads;
+    for (uint32_t kvh = 0; kvh < n; kvh++) { /* units row * n + kvh in [begin, end) */
+        uint32_t r0 = begin > kvh ? (begin - kvh + n - 1) / n : 0, r1 = end > kvh ? (end - kvh + n - 1) / n : 0;
+        if (r0 < r1) run_head(a, type, kvh, r0, r1, scratch);
+    }
+}
+
+#endif

@@ -1,0 +1,151 @@
+/* What attn_impl.h is written in: vectors of floats of this plugin's width. cpu-avx512 has a file of the same name and
+ * the same functions. No state. [any] */
+#ifndef KS_AVX2_ATTN_VEC_H
+#define KS_AVX2_ATTN_VEC_H
+
+#include "simd.h"
+
+#include <stdbool.h>
+
+typedef __m256 vec;
+#define LANES 8u
+
+/* Sums that stay in registers. Scores: SCORE_QUERIES queries x 32 keys; values: VALUE_QUERIES queries x VALUE_VECS
+ * vectors of columns. */
+#define SCORE_QUERIES 3u
+#define VALUE_QUERIES 3u
+#define VALUE_VECS 4u
+#define FOR_SCORES(X) \
+    X(1, 1);          \
+    X(1, 2);          \
+    X(1, 3);          \
+    X(1, 4);          \
+    X(2, 1);          \
+    X(2, 2);          \
+    X(2, 3);          \
+    X(2, 4);          \
+    X(3, 1);          \
+    X(3, 2);          \
+    X(3, 3);          \
+    X(3, 4);
+#define FOR_VALUES FOR_SCORES
+
+KS_INLINE vec v_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+
+KS_INLINE void v_store(float *p, vec v)
+{
+    _mm256_storeu_ps(p, v);
+}
+
+/* The first n (1..LANES) lanes; the others read as 0 and are not written. */
+KS_INLINE vec v_load_first(const float *p, uint32_t n)
+{
+    return _mm256_maskload_ps(p, mask_first(n));
+}
+
+KS_INLINE void v_store_first(float *p, vec v, uint32_t n)
+{
+    _mm256_maskstore_ps(p, mask_first(n), v);
+}
+
+KS_INLINE vec v_set1(float f)
+{
+    return _mm256_set1_ps(f);
+}
+
+KS_INLINE vec v_mul(vec a, vec b)
+{
+    return _mm256_mul_ps(a, b);
+}
+
+KS_INLINE vec v_add(vec a, vec b)
+{
+    return _mm256_add_ps(a, b);
+}
+
+KS_INLINE vec v_sub(vec a, vec b)
+{
+    return _mm256_sub_ps(a, b);
+}
+
+KS_INLINE vec v_div(vec a, vec b)
+{
+    return _mm256_div_ps(a, b);
+}
+
+KS_INLINE vec v_fma(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+KS_INLINE vec v_max(vec a, vec b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+KS_INLINE float v_sum_lanes(vec v)
+{
+    return sum_8(v);
+}
+
+KS_INLINE float v_max_lanes(vec v)
+{
+    return max_8(v);
+}
+
+KS_INLINE vec v_exp(vec v)
+{
+    return exp_8(v);
+}
+
+KS_INLINE vec v_tanh(vec v)
+{
+    return tanh_8(v);
+}
+
+/* Lane i of v where first + i is in [i0, i1), else of `other`. */
+KS_INLINE vec v_in_range(vec v, uint32_t first, uint32_t i0, uint32_t i1, vec other)
+{
+    __m256i at = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int)first));
+    __m256i out = _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)i0), at),
+                                  _mm256_cmpgt_epi32(at, _mm256_set1_epi32((int)i1 - 1)));
+    return _mm256_blendv_ps(v, other, _mm256_castsi256_ps(out));
+}
+
+/* 16 bf16 as floats: words 0..7 from the lower four of each half, 8..15 from the upper ones. Within the halves,
+ * unpacking is faster than a conversion that crosses them. */
+KS_INLINE void bf16_16(__m256i words, float *dst)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    _mm256_storeu_ps(dst, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words)));
+    _mm256_storeu_ps(dst + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words)));
+}
+
+/* e4m3 in the upper byte of each word as f16 with an exponent that is 8 too small. Exact, denormals included. nans:
+ * there may be a NaN (0x7f, 0xff) among them. */
+KS_INLINE __m256i f8_half(__m256i words, int nans)
+{
+    __m256i half = _mm256_and_si256(_mm256_srai_epi16(words, 1), _mm256_set1_epi16((int16_t)0xbfff));
+    if (nans) {
+        __m256i code = _mm256_set1_epi16(0x3f80);
+        half = _mm256_or_si256(half, _mm256_cmpeq_epi16(_mm256_and_si256(half, code), code));
+    }
+    return half;
+}
+
+/* 32 e4m3 as floats of 2^-8 times the value; who sums them up puts that right. */
+KS_INLINE void f8_32(__m256i bytes, int nans, float *dst)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i lo = f8_half(_mm256_unpacklo_epi8(zero, bytes), nans); /* 0..7 and 16..23 */
+    __m256i hi = f8_half(_mm256_unpackhi_epi8(zero, bytes), nans);
+    _mm256_storeu_ps(dst, _mm256_cvtph_ps(_mm256_castsi256_si128(lo)));
+    _mm256_storeu_ps(dst + 8, _mm256_cvtph_ps(_mm256_castsi256_si128(hi)));
+    _mm256_storeu_ps(dst + 16, _mm256_cvtph_ps(_mm256_extracti128_si256(lo, 1)));
+    _mm256_storeu_ps(dst + 24, _mm256_cvtph_ps(_mm256_extracti128_si256(hi, 1)));
+}
+
+#endif
