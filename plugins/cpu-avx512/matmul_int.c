@@ -9,7 +9,7 @@
  * The work goes in steps of 8 columns with a chain of sums for each half: one line of I4 or MXFP4 (low nibbles, high
  * nibbles), two of I8. Up to 8 rows go through the strip in one pass; more in blocks of 512 columns (I8 8 KiB, the
  * others 4 KiB: they stay in L1) that up to 64 rows use in tiles of 8, their sums waiting in scratch. */
-#include "tile.h"
+#include "weights.h"
 
 #define BLOCK_K 512u /* a multiple of every group size */
 
@@ -69,25 +69,12 @@ KS_INLINE __m512i group_sums(const __m512i isum[2], uint32_t wtype)
     return _mm512_add_epi32(isum[0], wtype == KS_T_I4 ? _mm512_srai_epi32(isum[1], 4) : isum[1]);
 }
 
-/* 2^(e - 127) / 2 for 16 rows. The factor 1/2 is applied to the float so that e = 1 comes out right; e = 0
- * (2^-128) and 255 (NaN) have no such form and are put in. */
-KS_INLINE __m512 e8m0_half_16(const uint8_t *p)
-{
-    __m512i e = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)p));
-    __m512 f = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(e, 23)), _mm512_set1_ps(0.5f));
-    f = _mm512_mask_mov_ps(f, _mm512_cmpeq_epi32_mask(e, _mm512_setzero_si512()), _mm512_set1_ps(0x1p-128f));
-    return _mm512_mask_mov_ps(f, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)),
-                              _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
-}
-
 /* The scales of group g; those of the next strip are asked for. */
 KS_INLINE __m512 scales_at(const job *j, uint32_t g, uint32_t wtype)
 {
-    size_t at = (size_t)g * (wtype == KS_T_MXFP4 ? 16 : 32);
+    size_t at = g * scales_bytes(wtype);
     prefetch(j->next_scales + at);
-    if (wtype == KS_T_MXFP4) return e8m0_half_16(j->scales + at);
-    __m512i h = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)(j->scales + at)));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(h, 16));
+    return scales_16(j->scales + at, wtype);
 }
 
 /* Columns [k0, k1) of one tile, k0 a multiple of the group. */

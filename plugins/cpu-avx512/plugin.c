@@ -8,12 +8,23 @@
         .name = #FN, .fn = FN                                                                                       \
     }
 
+/* Above the other rows, where the CPU has it and the host got the system's permission to use it. */
+#define AMX(W, FN)                                                                                                   \
+    {                                                                                                                \
+        .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_Q8, .layout = KS_LAYOUT_T16, .score = 50,                \
+        .scratch_bytes = MATMUL_AMX_SCRATCH_BYTES, .cpu_required = KS_CPU(AMX_TILE) | KS_CPU(AMX_INT8), .name = #FN, \
+        .fn = FN                                                                                                     \
+    }
+
 /* The operations that are not here come from the next best plugin: the host merges row by row. */
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_avx512", .fn = quant_avx512 },
     MATMUL(I4, Q8, matmul_i4_avx512, MATMUL_INT_SCRATCH_BYTES),
     MATMUL(I8, Q8, matmul_i8_avx512, MATMUL_INT_SCRATCH_BYTES),
     MATMUL(MXFP4, Q8, matmul_mxfp4_avx512, MATMUL_INT_SCRATCH_BYTES),
+    AMX(I4, matmul_i4_amx),
+    AMX(I8, matmul_i8_amx),
+    AMX(MXFP4, matmul_mxfp4_amx),
     MATMUL(BF16, F32, matmul_bf16_avx512, MATMUL_FLOAT_SCRATCH_BYTES),
     MATMUL(F32, F32, matmul_f32_avx512, MATMUL_FLOAT_SCRATCH_BYTES),
 };

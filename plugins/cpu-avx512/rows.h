@@ -8,6 +8,9 @@ void quant_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch)
 void matmul_i4_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i8_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_mxfp4_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_i4_amx(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_i8_amx(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void matmul_mxfp4_amx(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 
@@ -15,5 +18,16 @@ void matmul_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scr
 #define CHUNK 64u
 #define MATMUL_INT_SCRATCH_BYTES (CHUNK * 64)
 #define MATMUL_FLOAT_SCRATCH_BYTES (CHUNK * 128)
+
+/* AMX: rows of a pass, and the copies of their activations; the sum is that of the parts in matmul_amx.c. */
+#define AMX_ROWS 192u
+#define AMX_PACK_BYTES (512u * 1024)
+#define MATMUL_AMX_SCRATCH_BYTES (8192 + 4096 + AMX_ROWS * 128 + AMX_PACK_BYTES / 128 * 4 + AMX_PACK_BYTES)
+
+/* An odd number of lines: the rows of a tile lie in different sets of the first-level cache. */
+static inline size_t amx_packed_stride(size_t n_columns)
+{
+    return (n_columns + 63) / 64 * 64 + ((n_columns + 63) / 64 % 2 ? 0 : 64);
+}
 
 #endif
