@@ -1,0 +1,121 @@
+/* MATMUL of F32 and BF16 weights with float activations, straight from T16, on the plain cores: exact enough for the
+ * goldens. Spans of 128 columns are summed in ascending order with fma, then the spans in ascending order; so both
+ * kernels here give the same bits. */
+#include "matmul.cuh"
+
+#define SPAN 128u
+#define FEW 8u
+#define FEW_SPANS 4u /* in flight in a block */
+#define TILE 64u     /* of the kernel for many: output rows and activations */
+#define STEP 32u
+
+template <bool BF16> static __device__ __forceinline__ float weight_at(const uint8_t *strip, uint32_t row, uint32_t k)
+{
+    if (!BF16) return ((const float *)strip)[k * 16 + row];
+    return bf16_to_f32(((const uint16_t *)strip)[(k / 2 * 16 + row) * 2 + k % 2]);
+}
+
+template <bool BF16> static __global__ void __launch_bounds__(FEW_SPANS * 128) few_kernel(cu_matmul m)
+{
+    __shared__ float part[FEW_SPANS][16][FEW];
+    uint32_t z = blockIdx.z, slot = threadIdx.x / 128, row = threadIdx.x % 16, col = threadIdx.x % 128 / 16;
+    cu_ref r;
+    if (!find_matrix(m, z, &r)) return;
+    uint32_t p0 = blockIdx.y * FEW;
+    if (p0 >= r.n) return;
+    uint32_t n = min(FEW, r.n - p0), n_spans = ceil_div(m.n_in, SPAN);
+    bool folds = slot == 0 && col < n;
+    const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
+    const float *x = m.x + (col < n ? (size_t)input_row(m, r.begin + p0 + col, z) * m.x_stride : 0);
+    float total = 0;
+    for (uint32_t s0 = 0; s0 < n_spans; s0 += FEW_SPANS) {
+        uint32_t s = s0 + slot;
+        if (s < n_spans && col < n) {
+            float acc = 0;
+            uint32_t end = min((s + 1) * SPAN, m.n_in);
+#pragma unroll 8
+            for (uint32_t k = s * SPAN; k < end; k++) acc = __fmaf_rn(weight_at<BF16>(strip, row, k), x[k], acc);
+            part[slot][row][col] = acc;
+        }
+        __syncthreads();
+        for (uint32_t i = 0; folds && i < FEW_SPANS && s0 + i < n_spans; i++)
+            total = __fadd_rn(total, part[i][row][col]);
+        __syncthreads();
+    }
+    if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + col, blockIdx.x * 16 + row, total);
+}
+
+/* A thread owns 4 x 4 results. */
+template <bool BF16> static __global__ void __launch_bounds__(256) many_kernel(cu_matmul m)
+{
+    __shared__ float ws[STEP][TILE + 4], xs[STEP][TILE + 4];
+    __shared__ uint32_t xrow[TILE];
+    uint32_t z = blockIdx.z, tr = threadIdx.x % 16 * 4, tc = threadIdx.x / 16 * 4;
+    cu_ref r;
+    if (!find_matrix(m, z, &r)) return;
+    uint32_t p0 = blockIdx.y * TILE, o0 = blockIdx.x * TILE;
+    if (p0 >= r.n) return;
+    uint32_t n = min(TILE, r.n - p0), n_strips = ceil_div(m.n_out, 16);
+    if (threadIdx.x < TILE) xrow[threadIdx.x] = input_row(m, r.begin + p0 + (threadIdx.x < n ? threadIdx.x : 0), z);
+    float total[4][4] = {}, acc[4][4] = {};
+    for (uint32_t k0 = 0; k0 < m.n_in; k0 += STEP) {
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < TILE * STEP; i += 256) {
+            uint32_t row = i % TILE, k = i / TILE, strip = o0 / 16 + row / 16;
+            ws[k][row] = strip < n_strips && k0 + k < m.n_in
+                             ? weight_at<BF16>(r.w + strip * m.strip_bytes, row % 16, k0 + k)
+                             : 0.0f;
+            uint32_t xr = i / STEP, xk = i % STEP;
+            xs[xk][xr] = k0 + xk < m.n_in ? m.x[(size_t)xrow[xr] * m.x_stride + k0 + xk] : 0.0f;
+        }
+        __syncthreads();
+        uint32_t steps = min(STEP, m.n_in - k0);
+#pragma unroll 8
+        for (uint32_t k = 0; k < steps; k++) {
+            float4 w = *(const float4 *)&ws[k][tr], x = *(const float4 *)&xs[k][tc];
+            float wv[4] = { w.x, w.y, w.z, w.w }, xv[4] = { x.x, x.y, x.z, x.w };
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++)
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++) acc[i][j] = __fmaf_rn(wv[i], xv[j], acc[i][j]);
+        }
+        if ((k0 + STEP) % SPAN && k0 + STEP < m.n_in) continue;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++) {
+                total[i][j] = __fadd_rn(total[i][j], acc[i][j]);
+                acc[i][j] = 0;
+            }
+    }
+    for (uint32_t j = 0; j < 4; j++)
+        for (uint32_t i = 0; i < 4; i++)
+            if (tc + j < n && o0 + tr + i < m.n_out) store(m, r, z, r.begin + p0 + tc + j, o0 + tr + i, total[i][j]);
+}
+
+template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
+{
+    if (m->n_rows <= 2 * FEW)
+        few_kernel<BF16>
+            <<<dim3((m->n_out + 15) / 16, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_SPANS * 128, 0, s>>>(*m);
+    else
+        many_kernel<BF16>
+            <<<dim3((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat), 256, 0, s>>>(*m);
+}
+
+static void launch_f32(const cu_matmul *m, cu_stream s)
+{
+    if (m->type == KS_T_BF16)
+        launch<true>(m, s);
+    else
+        launch<false>(m, s);
+}
+
+void cu_launch_matmul(const cu_matmul *m, cu_stream s)
+{
+    if (!m->n_rows || !m->n_mat) return;
+    if (m->type == KS_T_F32 || m->type == KS_T_BF16)
+        launch_f32(m, s);
+    else
+        cu_launch_matmul_int(m, s);
+}

@@ -1,0 +1,44 @@
+/* What the matrix products share: which matrix, which rows, and what happens to a finished sum. */
+#ifndef CU_MATMUL_CUH
+#define CU_MATMUL_CUH
+
+#include "common.cuh"
+
+extern "C" void cu_launch_matmul_int(const cu_matmul *m, cu_stream s);
+
+static __device__ __forceinline__ uint32_t t16_n_in(uint32_t n_in)
+{
+    return (n_in + 31u) & ~31u;
+}
+
+/* The matrix of this block: false: nothing to do. */
+static __device__ __forceinline__ bool find_matrix(const cu_matmul &m, uint32_t z, cu_ref *ret)
+{
+    if (m.refs) {
+        if (m.n_refs && z >= *m.n_refs) return false;
+        *ret = m.refs[z];
+        ret->w += m.w_off;
+        return true;
+    }
+    ret->w = m.w + m.w_off + z * m.w_stride;
+    ret->mat = z;
+    ret->begin = 0;
+    ret->n = m.n_rows;
+    return true;
+}
+
+static __device__ __forceinline__ uint32_t input_row(const cu_matmul &m, uint32_t p, uint32_t z)
+{
+    return (m.rows ? m.rows[p] : p) * m.x_mul + (m.refs ? 0 : z * m.x_add);
+}
+
+static __device__ __forceinline__ void store(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p, uint32_t o,
+                                             float v)
+{
+    if (m.bias) v = __fadd_rn(v, m.bias[r.mat * m.bias_stride + o]);
+    v = __fmul_rn(v, m.scale);
+    if (m.softcap != 0) v = __fmul_rn(m.softcap, tanhf(__fdiv_rn(v, m.softcap)));
+    m.y[(size_t)p * m.y_stride + (m.refs ? 0 : z * m.y_mat) + o] = v;
+}
+
+#endif
