@@ -51,18 +51,22 @@ static void free_blocks(ks_cpu_dev *d)
 
 /* ---- forking */
 
+#define TASK_BYTES 8192u  /* a core reads this much in half a microsecond, about what a fork and join takes */
+#define TASK_FLOATS 4096u /* and does this many simple operations */
+#define CUT_TASKS 4u      /* that long a thread's share must be for each piece it is cut into */
+#define CUTS 8u           /* at most, for balance */
+
 void ks__dev_fork(ks_cpu_dev *d, uint32_t n, uint32_t min_grain, ks_pool_fn fn, void *arg)
 {
+    uint32_t tasks = n / min_grain, t = d->n_threads;
     if (n == 0) return;
-    if (n <= min_grain || d->n_threads == 1) {
+    if (tasks <= 1 || t == 1) {
         fn(arg, 0, n, 0);
         return;
     }
-    ks_pool_run(d->ctx.pool, n, KS_MAX(n / (8 * d->n_threads), min_grain), fn, arg);
+    if (tasks > t) tasks = t * KS_MIN(KS_MAX(tasks / (t * CUT_TASKS), 1u), CUTS);
+    ks_pool_run(d->ctx.pool, n, n / tasks + (n % tasks != 0), fn, arg);
 }
-
-/* A core reads this much in a few microseconds, about what waking and joining the others takes. */
-#define TASK_BYTES 65536u
 
 uint32_t ks__dev_grain(size_t bytes, size_t rows)
 {
@@ -70,36 +74,12 @@ uint32_t ks__dev_grain(size_t bytes, size_t rows)
     return work >= TASK_BYTES ? 1 : (uint32_t)(TASK_BYTES / KS_MAX(work, (size_t)1));
 }
 
-/* ---- plan */
-
-static const struct {
-    ks__op_fn run;
-    const char *name;
-} op_table[] = {
-    [KS_OP_EMBED] = { ks__op_embed, "EMBED" },
-    [KS_OP_NORM] = { ks__op_norm, "NORM" },
-    [KS_OP_LINEAR] = { ks__op_linear, "LINEAR" },
-    [KS_OP_ROPE] = { ks__op_rope, "ROPE" },
-    [KS_OP_ATTN] = { ks__op_attn, "ATTN" },
-    [KS_OP_ROUTE] = { ks__op_route, "ROUTE" },
-    [KS_OP_EXPERTS] = { ks__op_experts, "EXPERTS" },
-    [KS_OP_MLP] = { ks__op_mlp, "MLP" },
-    [KS_OP_ADD] = { ks__op_add, "ADD" },
-    [KS_OP_MUL] = { ks__op_mul, "MUL" },
-    [KS_OP_SELECT] = { ks__op_select, "SELECT" },
-    [KS_OP_TAP] = { ks__op_tap, "TAP" },
-    [KS_OP_CONV] = { ks__op_conv, "CONV" },
-    [KS_OP_DELTA] = { ks__op_delta, "DELTA" },
-    [KS_OP_MLA] = { ks__op_mla, "MLA" },
-    [KS_OP_INDEXER] = { ks__op_indexer, "INDEXER" },
-    [KS_OP_CLAMP] = { ks__op_clamp, "CLAMP" },
-    [KS_OP_QSCALE] = { ks__op_qscale, "QSCALE" },
-};
-
-static bool known(uint32_t kind)
+uint32_t ks__dev_row_grain(uint32_t floats)
 {
-    return kind < KS_COUNT(op_table) && op_table[kind].run;
+    return KS_MAX(TASK_FLOATS / KS_MAX(floats, 1u), 1u);
 }
+
+/* ---- plan */
 
 static const ks_kernel *find_kernel(const ks_cpu_dev *d, uint32_t op, uint32_t wtype, uint32_t xtype, uint32_t layout,
                                     const char *what, ks_err *err)
@@ -126,7 +106,7 @@ static int plan_matmul(const ks_cpu_dev *d, const ks_weight *w, const ks_kernel 
 static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, struct dev_op *ret, ks_err *err)
 {
     int rc;
-    if (!known(op->kind)) return ks_fail(err, KS_E_UNSUPPORTED, "the CPU device does not know op %u", op->kind);
+    if (!ks__dev_knows(op->kind)) return ks_fail(err, KS_E_UNSUPPORTED, "the CPU device does not know op %u", op->kind);
     switch (op->kind) {
     case KS_OP_LINEAR: return plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err);
     case KS_OP_MLA: return plan_matmul(d, &g->weights[op->w[1]], &ret->kernel[0], &ret->quantized, err);
@@ -238,7 +218,7 @@ static void need_mla(const ks_op *op, const struct dev_op *p, struct needs *n)
 
 static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p, struct needs *n)
 {
-    size_t rows = KS_MAX(d->bind.max_rows, d->bind.max_out);
+    size_t rows = KS_MAX(d->bind.max_rows, d->bind.max_out), pairs;
     switch (op->kind) {
     case KS_OP_ATTN: n->units = KS_MAX(n->units, op->u.attn.n_kv_heads); break;
     case KS_OP_ROUTE: n->scratch = KS_MAX(n->scratch, (size_t)op->u.route.n_experts * 16); break;
@@ -253,10 +233,9 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
         n->pairs = KS_MAX(n->pairs, rows * op->u.mlp.k);
         n->experts = KS_MAX(n->experts, op->u.mlp.n_experts);
         n->scratch = KS_MAX(n->scratch, sizeof(float) * 3 * KS_MOE_BLOCK * KS_MOE_ROWS);
-        if (p->quantized2)
-            n->hidden_q = KS_MAX(n->hidden_q, op->u.mlp.n_ff);
-        else
-            n->hidden = KS_MAX(n->hidden, rows * op->u.mlp.k * op->u.mlp.n_ff);
+        if (p->quantized2) n->hidden_q = KS_MAX(n->hidden_q, op->u.mlp.n_ff);
+        pairs = p->quantized2 ? KS_MIN(rows * op->u.mlp.k, KS_MOE_FEW) : rows * op->u.mlp.k;
+        n->hidden = KS_MAX(n->hidden, pairs * op->u.mlp.n_ff);
         break;
     default: break;
     }
@@ -305,7 +284,8 @@ static int plan_all(ks_cpu_dev *d, ks_err *err)
         if ((rc = alloc_act(d, &x->act, x->kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows, x->width, err)))
             return rc;
     }
-    return alloc_needs(d, &n, err);
+    rc = ks__dev_group_ops(d, err);
+    return rc ? rc : alloc_needs(d, &n, err);
 }
 
 static void unbind(ks_cpu_dev *d)
@@ -375,14 +355,6 @@ static int check_batch(const ks_cpu_dev *d, const ks_batch *b, ks_err *err)
     return 0;
 }
 
-/* What was written makes every quantized copy of it, and of views over it, stale. */
-static void touch(ks_cpu_dev *d, int16_t reg)
-{
-    if (reg < 0) return;
-    for (uint32_t i = 0; i < d->n_acts; i++)
-        if (d->regs[d->acts[i]].root == d->regs[reg].root) d->regs[d->acts[i]].act_valid = false;
-}
-
 static int cpu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
 {
     ks_cpu_dev *d = dev;
@@ -395,11 +367,9 @@ static int cpu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_
     d->batch = b;
     if (d->g->logits >= 0) d->regs[d->g->logits].p = b->logits;
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
-    for (uint32_t i = op_begin; i < op_end; i++) {
-        const ks_op *op = &d->g->ops[i];
-        if ((rc = op_table[op->kind].run(d, op, i, err))) break;
-        touch(d, op->out[0]);
-        touch(d, op->out[1]);
+    for (const struct dev_group *g = d->groups; !rc && g < d->groups + d->n_groups; g++) {
+        uint32_t begin = KS_MAX(g->begin, op_begin), end = KS_MIN(g->end, op_end);
+        if (begin < end) rc = ks__dev_run_group(d, g, begin, end, err);
     }
     d->batch = NULL;
     atomic_fetch_add_explicit(&d->steps, 1, memory_order_relaxed);

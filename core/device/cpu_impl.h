@@ -11,6 +11,7 @@
 #define KS_MLA_ROWS 64u   /* rows of latent attention in flight */
 #define KS_MLA_HEADS 8u   /* heads of a row that read the latent cache together */
 #define KS_MOE_STRIPS 4u  /* strips of the output a task sums at a time */
+#define KS_MOE_FEW 128u   /* pairs whose hidden layer may be cut finer than KS_MOE_BLOCK, and is quantized afterwards */
 
 struct dev_reg {
     void *p;       /* element (0, 0) of the register, or of the view */
@@ -29,11 +30,26 @@ struct dev_state {
 
 typedef struct ks_cpu_dev ks_cpu_dev;
 typedef int (*ks__op_fn)(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+/* Rows [begin, end) of an op whose rows need nothing of each other. [worker] */
+typedef void (*ks__rows_fn)(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
 
 struct dev_op {
     const ks_kernel *kernel[2]; /* main and second matmul, or the op's own kernel */
+    ks__rows_fn rows;           /* NULL: the op forks by itself */
     bool quantized;             /* the main matmul reads quantized activations */
     bool quantized2;
+    int32_t quantize;  /* of an op with rows: the register a later op wants quantized, -1: none */
+    uint32_t row_cost; /* of an op with rows: about as many simple float operations */
+};
+
+/* Consecutive ops that are one fork: linears of one input, or ops with rows, which a task takes through all of them;
+ * else a single op. */
+#define KS_DEV_OP 0u
+#define KS_DEV_ROWS 1u
+#define KS_DEV_LINEARS 2u
+#define KS_DEV_LINEARS_MAX 8u
+struct dev_group {
+    uint32_t kind, begin, end;
 };
 
 /* One task of an attention op: units [begin, end) of sequence seq. */
@@ -51,6 +67,8 @@ struct ks_cpu_dev {
     uint32_t n_acts;
     struct dev_state *states;
     struct dev_op *ops;
+    struct dev_group *groups;
+    uint32_t n_groups;
     const ks_kernel *quant, *norm, *rope, *glu, *attn;
     size_t kernel_scratch; /* of a worker: first the kernels', then ours */
     const ks_batch *batch; /* while running */
@@ -97,8 +115,12 @@ static inline const float *ks__dev_vector(const ks_cpu_dev *d, int32_t w)
 void ks__dev_fork(ks_cpu_dev *d, uint32_t n, uint32_t min_grain, ks_pool_fn fn, void *arg);
 /* Units of `bytes` read for each of `rows` rows that are worth a task: below it, sharing costs more than it saves. */
 uint32_t ks__dev_grain(size_t bytes, size_t rows);
+/* Rows of `floats` simple operations that are worth a task. */
+uint32_t ks__dev_row_grain(uint32_t floats);
 /* Makes regs[reg].act valid. */
 void ks__dev_quantize(ks_cpu_dev *d, uint32_t reg);
+/* The same for some rows; valid is for the caller to say, when all are. [worker] */
+void ks__dev_quantize_rows(ks_cpu_dev *d, uint32_t reg, uint32_t begin, uint32_t end, uint32_t worker);
 /* The arguments of y = W[mat] x for rows of a register; y is the caller's. */
 ks_matmul_args ks__dev_matmul(const ks_weight *w, uint32_t mat);
 /* Tasks for `units` units a row over all sequences, into d->tasks, costly and cheap ones mixed. Returns their number.
@@ -107,23 +129,32 @@ uint32_t ks__dev_tasks(ks_cpu_dev *d, uint32_t units);
 /* Appends columns of a register to a cache: elements [col, col + n) of every token's row in `cache`. */
 void ks__dev_append(ks_cpu_dev *d, uint32_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col);
 
-int ks__op_embed(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_norm(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_linear(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_rope(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+/* groups.c: knows which ops there are; cuts the bound ops into groups; runs ops [begin, end) of one. */
+bool ks__dev_knows(uint32_t kind);
+KS_MUST_CHECK int ks__dev_group_ops(ks_cpu_dev *d, ks_err *err);
+KS_MUST_CHECK int ks__dev_run_group(ks_cpu_dev *d, const struct dev_group *g, uint32_t begin, uint32_t end,
+                                    ks_err *err);
+
+KS_MUST_CHECK int ks__check_ids(const ks_cpu_dev *d, const ks_op *op, ks_err *err); /* before EMBED */
+void ks__rows_embed(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_norm(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_linear(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_rope(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_route(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_add(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_mul(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_select(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_tap(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_clamp(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+void ks__rows_qscale(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker);
+
+void ks__run_linears(ks_cpu_dev *d, uint32_t begin, uint32_t end); /* at most KS_DEV_LINEARS_MAX, of one input */
 int ks__op_attn(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_route(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_experts(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_mlp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_add(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_mul(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_select(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_tap(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_conv(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_delta(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_mla(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_indexer(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_clamp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
-int ks__op_qscale(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 
 #endif

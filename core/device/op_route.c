@@ -1,14 +1,9 @@
 /* ROUTE: from router logits to experts and weights, one row at a time, in float. Ties go to the lower index; a row's
- * experts are written in ascending order, which is the order their results are summed in. [engine] forks [worker]s */
+ * experts are written in ascending order, which is the order their results are summed in. [worker] */
 #include "device/cpu_impl.h"
 
 #include "base/base.h"
 #include <math.h>
-
-struct route_job {
-    ks_cpu_dev *d;
-    const ks_op *op;
-};
 
 struct pair {
     int32_t expert;
@@ -129,20 +124,11 @@ static void route_row(const ks_op *op, const float *z, const float *bias, float 
     sort_pairs(out, k);
 }
 
-static void route_rows(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+void ks__rows_route(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker)
 {
-    const struct route_job *j = arg;
-    const struct dev_reg *out = &j->d->regs[j->op->out[0]];
-    const float *bias = ks__dev_vector(j->d, j->op->w[0]);
+    const struct dev_reg *out = &d->regs[op->out[0]];
+    const float *bias = ks__dev_vector(d, op->w[0]);
     for (uint32_t r = begin; r < end; r++)
-        route_row(j->op, ks__dev_row(j->d, (uint32_t)j->op->in[0], r), bias, ks__dev_scratch(j->d, worker),
+        route_row(op, ks__dev_row(d, (uint32_t)op->in[0], r), bias, ks__dev_scratch(d, worker),
                   (struct pair *)out->p + r * out->stride);
-}
-
-int ks__op_route(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
-{
-    struct route_job j = { d, op };
-    (void)index, (void)err;
-    ks__dev_fork(d, d->batch->n_rows, KS_MAX(4096u / op->u.route.n_experts, 1u), route_rows, &j);
-    return 0;
 }
