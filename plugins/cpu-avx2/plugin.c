@@ -7,6 +7,12 @@
         .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_##X, .layout = KS_LAYOUT_T16, \
         .scratch_bytes = MATMUL_SCRATCH_BYTES, .name = #FN, .fn = FN                      \
     }
+/* Above those, where the CPU has it. */
+#define VNNI(W, FN)                                                                                    \
+    {                                                                                                  \
+        .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_Q8, .layout = KS_LAYOUT_T16, .score = 50,  \
+        .scratch_bytes = MATMUL_SCRATCH_BYTES, .cpu_required = KS_CPU(AVX_VNNI), .name = #FN, .fn = FN \
+    }
 #define ATTN(W, FN)                                                                                              \
     {                                                                                                            \
         .op = KS_K_ATTN, .wtype = KS_T_##W, .xtype = KS_T_F32, .scratch_bytes = ATTN_SCRATCH_BYTES, .name = #FN, \
@@ -18,12 +24,21 @@
     }
 
 static const ks_kernel rows[] = {
-    PLAIN(KS_K_QUANT, quant_avx2, 0),    MATMUL(I4, Q8, matmul_i4_avx2),
-    MATMUL(I8, Q8, matmul_i8_avx2),      MATMUL(MXFP4, Q8, matmul_mxfp4_avx2),
-    MATMUL(BF16, F32, matmul_bf16_avx2), MATMUL(F32, F32, matmul_f32_avx2),
-    PLAIN(KS_K_NORM, norm_avx2, 0),      PLAIN(KS_K_ROPE, rope_avx2, ROPE_SCRATCH_BYTES),
-    PLAIN(KS_K_GLU, glu_avx2, 0),        ATTN(F32, attn_f32_avx2),
-    ATTN(BF16, attn_bf16_avx2),          ATTN(F8E4M3, attn_f8e4m3_avx2),
+    PLAIN(KS_K_QUANT, quant_avx2, 0),
+    MATMUL(I4, Q8, matmul_i4_avx2),
+    MATMUL(I8, Q8, matmul_i8_avx2),
+    MATMUL(MXFP4, Q8, matmul_mxfp4_avx2),
+    VNNI(I4, matmul_i4_avxvnni),
+    VNNI(I8, matmul_i8_avxvnni),
+    VNNI(MXFP4, matmul_mxfp4_avxvnni),
+    MATMUL(BF16, F32, matmul_bf16_avx2),
+    MATMUL(F32, F32, matmul_f32_avx2),
+    PLAIN(KS_K_NORM, norm_avx2, 0),
+    PLAIN(KS_K_ROPE, rope_avx2, ROPE_SCRATCH_BYTES),
+    PLAIN(KS_K_GLU, glu_avx2, 0),
+    ATTN(F32, attn_f32_avx2),
+    ATTN(BF16, attn_bf16_avx2),
+    ATTN(F8E4M3, attn_f8e4m3_avx2),
 };
 
 static const ks_kernels_iface iface = {
