@@ -223,6 +223,7 @@ static int open_engine(ks_app *a, uint32_t context, ks_err *err)
                          .chat_developer = a->chat_developer,
                          .device = &ks_cpu_device_iface,
                          .device_self = &a->cpu,
+                         .pool = a->pool,
                          .name = a->name,
                          .path = ks_config_str(c, "model-path"),
                          .generation_config = generation,

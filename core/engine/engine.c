@@ -111,6 +111,9 @@ static void *engine_main(void *arg)
 {
     ks_engine *e = arg;
     bool busy = false;
+    pthread_mutex_lock(&e->step_mu);
+    if (e->o.pool) ks_pool_adopt(e->o.pool);
+    pthread_mutex_unlock(&e->step_mu);
     for (;;) {
         pthread_mutex_lock(&e->mu);
         while (!busy && !e->ready_first && !e->wait_first && !e->quit) {

@@ -19,6 +19,7 @@ typedef struct ks_engine_opts {
     bool chat_developer;     /* the template knows the role "developer" */
     const ks_device_iface *device;
     void *device_self;
+    ks_pool *pool; /* for sampling; also what the CPU device runs on. May be NULL: the engine thread alone */
     const char *name, *path;       /* of the model, for clients */
     const char *generation_config; /* text of generation_config.json or NULL */
     uint32_t n_ctx;                /* tokens one sequence may hold; 0: the model's */
@@ -35,6 +36,9 @@ bool ks_engine_drain(ks_engine *e, uint32_t limit_ms);
 /* Cancels all jobs; each still gets its on_done, within one step. [any] */
 void ks_engine_cancel_all(ks_engine *e);
 const ks_engine_api *ks_engine_api_get(void);
+/* Routed pairs since the start by (layer, expert): n_layers x n_experts numbers. KS_E_UNSUPPORTED where the device does
+ * not count. [any] */
+KS_MUST_CHECK int ks_engine_heat(ks_engine *e, uint64_t *ret_counts, ks_err *err);
 
 /* Direct evaluation for tools (logits, perplexity, generate-ids): only while no job runs. Rows of one
  * sequence from position `pos`, which continues what earlier calls with the same `seq` put there.

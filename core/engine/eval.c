@@ -48,6 +48,7 @@ int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, u
     if (hidden && !taps)
         return ks_fail(err, KS_E_NOMEM, "out of memory for the hidden states of %u rows", e->step_tokens);
     pthread_mutex_lock(&e->step_mu);
+    if (e->o.pool) ks_pool_adopt(e->o.pool);
     int rc = 0;
     for (uint32_t done = 0; done < n && !rc;) {
         uint32_t m = KS_MIN(n - done, logits ? e->max_out : e->step_tokens);
@@ -79,7 +80,17 @@ int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, u
             memcpy(hidden + ((size_t)t * n + done) * row, taps + (size_t)t * m * row, m * row * sizeof *taps);
         done += m;
     }
+    if (e->o.pool) ks_pool_release(e->o.pool);
     pthread_mutex_unlock(&e->step_mu);
     free(taps);
+    return rc;
+}
+
+int ks_engine_heat(ks_engine *e, uint64_t *ret_counts, ks_err *err)
+{
+    if (!e->o.device->heat) return ks_fail(err, KS_E_UNSUPPORTED, "the device does not count routed experts");
+    pthread_mutex_lock(&e->step_mu);
+    int rc = e->o.device->heat(e->dev, ret_counts, err);
+    pthread_mutex_unlock(&e->step_mu);
     return rc;
 }

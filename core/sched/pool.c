@@ -63,6 +63,9 @@ struct ks_pool {
     _Alignas(LINE) atomic_bool running;
     uint64_t runs, spin_ns;
     uint32_t n_threads, n_started; /* started: worker threads that exist, without worker 0 */
+    bool is_pinned, has_guest;
+    uint32_t first_cpu;
+    cpu_set_t guest_cpus; /* of the adopted thread, from before */
     size_t scratch_bytes;
     worker *workers; /* (n_threads), 0 is the caller's */
 };
@@ -268,6 +271,21 @@ static void pin(pthread_t thread, uint32_t cpu)
     CPU_FREE(set);
 }
 
+/* Left to itself, the system now and then runs the caller where a worker watches, for seconds if all cores are busy:
+ * then one waits for the other. */
+void ks_pool_adopt(ks_pool *p)
+{
+    if (!p->is_pinned) return;
+    p->has_guest = pthread_getaffinity_np(pthread_self(), sizeof p->guest_cpus, &p->guest_cpus) == 0;
+    if (p->has_guest) pin(pthread_self(), p->first_cpu);
+}
+
+void ks_pool_release(ks_pool *p)
+{
+    if (p->has_guest) (void)pthread_setaffinity_np(pthread_self(), sizeof p->guest_cpus, &p->guest_cpus); /* see pin */
+    p->has_guest = false;
+}
+
 /* Signals belong to the other threads of the process. */
 static int start_workers(ks_pool *p, const uint32_t *cpus, ks_err *err)
 {
@@ -309,6 +327,8 @@ int ks_pool_open(const ks_pool_opts *o, ks_pool **ret, ks_err *err)
     if (!p) return ks_fail(err, KS_E_NOMEM, "no memory for the compute pool");
     memset(p, 0, sizeof *p);
     p->n_threads = o->n_threads;
+    p->is_pinned = o->cpus != NULL;
+    if (o->cpus) p->first_cpu = o->cpus[0];
     if (!is_crowded(o->n_threads)) p->spin_ns = 1000u * (uint64_t)(o->spin_us ? o->spin_us : SPIN_DEFAULT_US);
     int rc = 0;
     p->workers = aligned_alloc(LINE, p->n_threads * sizeof *p->workers);

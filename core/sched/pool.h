@@ -30,6 +30,11 @@ uint32_t ks_pool_threads(const ks_pool *p);
  * does not run holds nobody up. Scratch of the worker: ks_pool_scratch. */
 typedef void (*ks_pool_fn)(void *arg, uint32_t begin, uint32_t end, uint32_t worker);
 void ks_pool_run(ks_pool *p, uint32_t n, uint32_t grain, ks_pool_fn fn, void *arg);
+/* Pins the calling thread, which is going to call ks_pool_run, to the first of the pool's CPUs, so that no worker
+ * shares its own. Not for a thread that starts others: they would inherit it. release, by the last adopted thread,
+ * gives its CPUs back. */
+void ks_pool_adopt(ks_pool *p);
+void ks_pool_release(ks_pool *p);
 void *ks_pool_scratch(ks_pool *p, uint32_t worker);
 /* Grows every worker's scratch; not while running. */
 KS_MUST_CHECK int ks_pool_reserve(ks_pool *p, size_t scratch_bytes, ks_err *err);

@@ -240,17 +240,30 @@ static void note_cpu(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
     if (worker && sched_getaffinity(0, sizeof set, &set) == 0) t->n_cpus[worker] = CPU_COUNT(&set);
 }
 
-static void workers_are_pinned_and_the_caller_is_not(void **state)
+static void workers_are_pinned_and_the_caller_if_adopted(void **state)
 {
     (void)state;
     cpu_set_t before, after;
-    uint32_t cpus[2] = { 0, 0 };
+    uint32_t cpus[2] = { 0, 0 }; /* the first that are ours; on one CPU both */
     pinned t = { .m.n = 2 };
     assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
     while (!CPU_ISSET(cpus[1], &before)) cpus[1]++;
+    cpus[0] = cpus[1];
     ks_pool *p = open_pool(2, cpus);
     ks_pool_run(p, 2, 1, note_cpu, &t);
     assert_int_equal(t.n_cpus[1], 1);
+    assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+    assert_true(CPU_EQUAL(&before, &after));
+    ks_pool_adopt(p);
+    assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+    assert_true(CPU_COUNT(&after) == 1 && CPU_ISSET(cpus[0], &after));
+    ks_pool_release(p);
+    ks_pool_release(p); /* nothing more to give back */
+    assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+    assert_true(CPU_EQUAL(&before, &after));
+    ks_pool_close(p);
+    p = open_pool(2, NULL);
+    ks_pool_adopt(p); /* without CPUs to pin to: nothing */
     assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
     assert_true(CPU_EQUAL(&before, &after));
     ks_pool_close(p);
@@ -378,7 +391,7 @@ int main(void)
         cmocka_unit_test(one_chunk_needs_no_fork),
         cmocka_unit_test(many_short_jobs_in_a_row_are_all_done),
         cmocka_unit_test(pinning_to_a_cpu_that_is_not_there_is_not_fatal),
-        cmocka_unit_test(workers_are_pinned_and_the_caller_is_not),
+        cmocka_unit_test(workers_are_pinned_and_the_caller_if_adopted),
         cmocka_unit_test(scratch_is_aligned_apart_and_grows),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(nested_use_is_asserted),
