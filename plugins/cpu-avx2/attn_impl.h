@@ -22,7 +22,6 @@
 #define D_MAX 1024u     /* columns of V at a time */
 #define QUERIES 64u     /* in a tile */
 #define O_FLOATS 16384u /* outputs of a tile: 64 queries of 256 columns, 32 of 512 */
-#define FEW 16u         /* queries: with so few, columns of K are used while they are in L1 */
 
 typedef struct scratch_mem {
     float k[K_PIECE * KEYS]; /* turned round: column d of the keys at d * KEYS */
@@ -225,11 +224,10 @@ static void run_block(const tile *t, const block *b, const block *next)
     while (ra < rb && mem->i0[ra] >= mem->i1[ra]) ra++; /* both ends of what rows see grow with the row */
     while (rb > ra && mem->i0[rb - 1] >= mem->i1[rb - 1]) rb--;
     if (ra == rb) return;
-    const uint32_t piece = K_PIECE;
-    const uint32_t steps = (a->d_k + piece - 1) / piece + (t->n_d + V_STRIP - 1) / V_STRIP;
+    const uint32_t steps = (a->d_k + K_PIECE - 1) / K_PIECE + (t->n_d + V_STRIP - 1) / V_STRIP;
     memset(mem->s[ra * t->n_h], 0, sizeof mem->s[0] * (rb - ra) * t->n_h);
-    for (uint32_t c = 0; c < a->d_k; c += piece) {
-        uint32_t n = a->d_k - c < piece ? a->d_k - c : piece;
+    for (uint32_t c = 0; c < a->d_k; c += K_PIECE) {
+        uint32_t n = a->d_k - c < K_PIECE ? a->d_k - c : K_PIECE;
         look_ahead(t, next, step++, steps);
         fetch_k(t->type, b, c, n, mem->k);
         scores(t, ra * t->n_h, rb * t->n_h, c, n, n_v);
@@ -356,8 +354,10 @@ static void run_sparse(const tile *t)
         while (i < n && sel[i] <= hi && sel[i] <= span_last) {
             block *b = t->mem->b;
             b->first = 0;
-            for (b->n = 0; i < n && b->n < KEYS && sel[i] <= hi && sel[i] <= span_last; i++)
-                block_put(a, t->kvh, t->size, sel[i] / a->page_tok, sel[i] % a->page_tok, b, b->n++);
+            for (b->n = 0; i < n && b->n < KEYS && sel[i] <= hi && sel[i] <= span_last; i++, b->n++) {
+                b->k[b->n] = key_at(a, t->kvh, t->size, sel[i] / a->page_tok, sel[i] % a->page_tok);
+                b->v[b->n] = value_at(a, t->kvh, t->size, sel[i] / a->page_tok, sel[i] % a->page_tok);
+            }
             block_fill(b);
             block_prefetch(b, 0, b->n, 0, (size_t)t->n_d * t->size);
             run_block(t, b, NULL);

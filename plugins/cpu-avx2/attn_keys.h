@@ -22,26 +22,30 @@ KS_INLINE void block_fill(block *b)
     for (uint32_t i = b->n; i < KEYS; i++) b->k[i] = b->k[0], b->v[i] = b->v[0];
 }
 
-KS_INLINE void block_put(const ks_attn_args *a, uint32_t kvh, uint32_t size, uint32_t page, uint32_t in_page, block *b,
-                         uint32_t i)
+/* Where key number `in_page` of a page lies. */
+KS_INLINE const uint8_t *key_at(const ks_attn_args *a, uint32_t kvh, uint32_t size, uint32_t page, uint32_t in_page)
 {
-    size_t p = a->pages[page];
-    b->k[i] =
-        (const uint8_t *)a->k + p * a->k_page_bytes + ((size_t)in_page * a->k_stride + (size_t)kvh * a->d_k) * size;
-    b->v[i] =
-        (const uint8_t *)a->v + p * a->v_page_bytes + ((size_t)in_page * a->v_stride + (size_t)kvh * a->d_v) * size;
+    return (const uint8_t *)a->k + a->pages[page] * a->k_page_bytes +
+           ((size_t)in_page * a->k_stride + (size_t)kvh * a->d_k) * size;
+}
+
+KS_INLINE const uint8_t *value_at(const ks_attn_args *a, uint32_t kvh, uint32_t size, uint32_t page, uint32_t in_page)
+{
+    return (const uint8_t *)a->v + a->pages[page] * a->v_page_bytes +
+           ((size_t)in_page * a->v_stride + (size_t)kvh * a->d_v) * size;
 }
 
 /* Positions j .. last, but not beyond the block of 32 that j is in; returns the position behind them. */
 static uint32_t block_dense(const ks_attn_args *a, uint32_t kvh, uint32_t size, uint32_t j, uint32_t last, block *ret)
 {
-    uint32_t end = j | (KEYS - 1), page = j / a->page_tok, in_page = j % a->page_tok;
-    if (end > last) end = last;
+    const size_t k_step = (size_t)a->k_stride * size, v_step = (size_t)a->v_stride * size;
+    uint32_t end = (j | (KEYS - 1)) < last ? j | (KEYS - 1) : last, page = j / a->page_tok, in_page = j % a->page_tok;
     ret->first = j;
     ret->n = end - j + 1;
-    for (uint32_t i = 0; i < ret->n; i++) {
-        block_put(a, kvh, size, page, in_page, ret, i);
-        if (++in_page == a->page_tok) page++, in_page = 0;
+    for (uint32_t i = 0; i < ret->n; page++, in_page = 0) {
+        const uint8_t *k = key_at(a, kvh, size, page, in_page), *v = value_at(a, kvh, size, page, in_page);
+        uint32_t here = a->page_tok - in_page < ret->n - i ? a->page_tok - in_page : ret->n - i;
+        for (uint32_t e = i + here; i < e; i++, k += k_step, v += v_step) ret->k[i] = k, ret->v[i] = v;
     }
     block_fill(ret);
     return end + 1;
@@ -51,8 +55,8 @@ static uint32_t block_dense(const ks_attn_args *a, uint32_t kvh, uint32_t size, 
 KS_INLINE void block_prefetch(const block *b, uint32_t i0, uint32_t i1, size_t k_bytes, size_t v_bytes)
 {
     for (uint32_t i = i0; i < i1; i++) {
-        for (size_t at = 0; at < k_bytes; at += 64) _mm_prefetch((const char *)b->k[i] + at, _MM_HINT_T0);
-        for (size_t at = 0; at < v_bytes; at += 64) _mm_prefetch((const char *)b->v[i] + at, _MM_HINT_T0);
+        for (size_t at = 0; at < k_bytes; at += 64) _mm_prefetch((const char *)b->k[i] + at, _MM_HINT_T1);
+        for (size_t at = 0; at < v_bytes; at += 64) _mm_prefetch((const char *)b->v[i] + at, _MM_HINT_T1);
     }
 }
 
@@ -88,12 +92,12 @@ KS_INLINE bool e4m3_has_nan(__m256i largest)
  * when rows i and i + half are interleaved into rows 2i and 2i + 1; as many rotations as a column has bits exchange
  * row and column. Both 128-bit halves do it for keys of their own. */
 
-/* Columns [c, c + 16) of 32 keys; n of them real. */
-static void turn_f8(const block *b, size_t c, uint32_t n, float *dst)
+/* 16 columns of 32 keys, k pointing to the first of them; n columns are real. */
+KS_INLINE void turn_f8(const uint8_t *const k[KEYS], size_t at, uint32_t n, float *dst)
 {
     __m256i r[16], t[16], largest = _mm256_setzero_si256();
     for (uint32_t i = 0; i < 16; i++) {
-        r[i] = load_two(b->k[i] + c, b->k[i + 16] + c, n);
+        r[i] = load_two(k[i] + at, k[i + 16] + at, n);
         largest = e4m3_largest(largest, r[i]);
     }
     for (uint32_t step = 0; step < 2; step++) {
@@ -112,62 +116,63 @@ static void turn_f8(const block *b, size_t c, uint32_t n, float *dst)
         for (uint32_t i = 0; i < 16; i++) f8_32(r[i], 1, dst + i * KEYS);
 }
 
-/* Columns [c, c + 8) of 32 keys, in the order that bf16_16 wants. */
-static void turn_bf16(const block *b, size_t c, uint32_t n, float *dst)
+/* 8 columns of 16 keys, in the order that bf16_16 wants. */
+KS_INLINE void turn_bf16(const uint8_t *const *k, size_t at, uint32_t n, float *dst)
 {
-    for (uint32_t k = 0; k < KEYS; k += 16) {
-        __m256i r[8], t[8];
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint8_t *const *p = b->k + k + i % 4 + i / 4 * 8;
-            r[i] = load_two(p[0] + 2 * c, p[4] + 2 * c, 2 * n);
-        }
-        for (uint32_t i = 0; i < 4; i++) {
-            t[2 * i] = _mm256_unpacklo_epi16(r[i], r[i + 4]);
-            t[2 * i + 1] = _mm256_unpackhi_epi16(r[i], r[i + 4]);
-        }
-        for (uint32_t i = 0; i < 4; i++) {
-            r[2 * i] = _mm256_unpacklo_epi16(t[i], t[i + 4]);
-            r[2 * i + 1] = _mm256_unpackhi_epi16(t[i], t[i + 4]);
-        }
-        for (uint32_t i = 0; i < 4; i++) {
-            bf16_16(_mm256_unpacklo_epi16(r[i], r[i + 4]), dst + 2 * i * KEYS + k);
-            bf16_16(_mm256_unpackhi_epi16(r[i], r[i + 4]), dst + (2 * i + 1) * KEYS + k);
-        }
+    __m256i r[8], t[8];
+    for (uint32_t i = 0; i < 8; i++) {
+        uint32_t from = i % 4 + i / 4 * 8;
+        r[i] = load_two(k[from] + at, k[from + 4] + at, 2 * n);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_epi16(r[i], r[i + 4]);
+        t[2 * i + 1] = _mm256_unpackhi_epi16(r[i], r[i + 4]);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        r[2 * i] = _mm256_unpacklo_epi16(t[i], t[i + 4]);
+        r[2 * i + 1] = _mm256_unpackhi_epi16(t[i], t[i + 4]);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        bf16_16(_mm256_unpacklo_epi16(r[i], r[i + 4]), dst + 2 * i * KEYS);
+        bf16_16(_mm256_unpackhi_epi16(r[i], r[i + 4]), dst + (2 * i + 1) * KEYS);
     }
 }
 
-/* Columns [c, c + 4) of 32 keys. */
-static void turn_f32(const block *b, size_t c, uint32_t n, float *dst)
+/* 4 columns of 8 keys. */
+KS_INLINE void turn_f32(const uint8_t *const *k, size_t at, uint32_t n, float *dst)
 {
-    for (uint32_t k = 0; k < KEYS; k += 8) {
-        __m256 r[4];
-        for (uint32_t i = 0; i < 4; i++)
-            r[i] = _mm256_castsi256_ps(load_two(b->k[k + i] + 4 * c, b->k[k + i + 4] + 4 * c, 4 * n));
-        __m256 t0 = _mm256_unpacklo_ps(r[0], r[2]), t1 = _mm256_unpackhi_ps(r[0], r[2]);
-        __m256 t2 = _mm256_unpacklo_ps(r[1], r[3]), t3 = _mm256_unpackhi_ps(r[1], r[3]);
-        _mm256_storeu_ps(dst + k, _mm256_unpacklo_ps(t0, t2));
-        _mm256_storeu_ps(dst + KEYS + k, _mm256_unpackhi_ps(t0, t2));
-        _mm256_storeu_ps(dst + 2 * KEYS + k, _mm256_unpacklo_ps(t1, t3));
-        _mm256_storeu_ps(dst + 3 * KEYS + k, _mm256_unpackhi_ps(t1, t3));
-    }
+    __m256 r[4];
+    for (uint32_t i = 0; i < 4; i++) r[i] = _mm256_castsi256_ps(load_two(k[i] + at, k[i + 4] + at, 4 * n));
+    __m256 t0 = _mm256_unpacklo_ps(r[0], r[2]), t1 = _mm256_unpackhi_ps(r[0], r[2]);
+    __m256 t2 = _mm256_unpacklo_ps(r[1], r[3]), t3 = _mm256_unpackhi_ps(r[1], r[3]);
+    _mm256_storeu_ps(dst, _mm256_unpacklo_ps(t0, t2));
+    _mm256_storeu_ps(dst + KEYS, _mm256_unpackhi_ps(t0, t2));
+    _mm256_storeu_ps(dst + 2 * KEYS, _mm256_unpacklo_ps(t1, t3));
+    _mm256_storeu_ps(dst + 3 * KEYS, _mm256_unpackhi_ps(t1, t3));
 }
 
-/* Columns [c, c + n) of K: column i of all keys at dst + i * KEYS; n <= K_PIECE. */
+/* Columns [c, c + n) of K: column i of all keys at dst + i * KEYS; n <= K_PIECE. Keys of one head lie a power of two
+ * apart in most models, so few of their lines fit into the first-level cache at a time: those of a group of keys are
+ * used up before the next group's. */
 static void fetch_k(uint32_t type, const block *b, size_t c, uint32_t n, float *dst)
 {
-    uint32_t i = 0;
+    uint32_t i;
     switch (type) {
     case KS_T_F8E4M3:
-        for (; i + 16 <= n; i += 16) turn_f8(b, c + i, 16, dst + i * KEYS);
-        if (i < n) turn_f8(b, c + i, n - i, dst + i * KEYS);
+        for (i = 0; i + 16 <= n; i += 16) turn_f8(b->k, c + i, 16, dst + i * KEYS);
+        if (i < n) turn_f8(b->k, c + i, n - i, dst + i * KEYS);
         break;
     case KS_T_BF16:
-        for (; i + 8 <= n; i += 8) turn_bf16(b, c + i, 8, dst + i * KEYS);
-        if (i < n) turn_bf16(b, c + i, n - i, dst + i * KEYS);
+        for (uint32_t k = 0; k < KEYS; k += 16) {
+            for (i = 0; i + 8 <= n; i += 8) turn_bf16(b->k + k, 2 * (c + i), 8, dst + i * KEYS + k);
+            if (i < n) turn_bf16(b->k + k, 2 * (c + i), n - i, dst + i * KEYS + k);
+        }
         break;
     default:
-        for (; i + 4 <= n; i += 4) turn_f32(b, c + i, 4, dst + i * KEYS);
-        if (i < n) turn_f32(b, c + i, n - i, dst + i * KEYS);
+        for (uint32_t k = 0; k < KEYS; k += 8) {
+            for (i = 0; i + 4 <= n; i += 4) turn_f32(b->k + k, 4 * (c + i), 4, dst + i * KEYS + k);
+            if (i < n) turn_f32(b->k + k, 4 * (c + i), n - i, dst + i * KEYS + k);
+        }
         break;
     }
 }
