@@ -16,6 +16,34 @@ static __device__ __forceinline__ float e8m0_to_f32(uint32_t e)
     return e == 255u ? __uint_as_float(0x7fc00000u) : e ? __uint_as_float(e << 23) : __uint_as_float(0x00400000u);
 }
 
+static __device__ __forceinline__ uint16_t f32_to_bf16(float f)
+{
+    uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u);
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+/* Round to nearest even, saturating at 448. */
+static __device__ __forceinline__ uint8_t f32_to_e4m3(float f)
+{
+    uint32_t u = __float_as_uint(f), sign = u >> 24 & 0x80u, a = u & 0x7fffffffu, code;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7fu);
+    if (a >= 0x43e00000u) return (uint8_t)(sign | 0x7eu);
+    if (a < 0x3c800000u) /* subnormal: units of 2^-9 */
+        code = (uint32_t)__float2int_rn(__uint_as_float(a) * 512.0f);
+    else
+        code = ((a + 0x7ffffu + (a >> 20 & 1u)) >> 20) - (120u << 3);
+    return (uint8_t)(sign | code);
+}
+
+static __device__ __forceinline__ float e4m3_to_f32(uint32_t c)
+{
+    uint32_t sign = (c & 0x80u) << 24, e = c >> 3 & 15u, m = c & 7u;
+    if ((c & 0x7fu) == 0x7fu) return __uint_as_float(sign | 0x7fc00000u);
+    if (e == 0) return __uint_as_float(sign | __float_as_uint((float)m * 0.001953125f));
+    return __uint_as_float(sign | (e + 120u) << 23 | m << 20);
+}
+
 /* The same tree in every lane. */
 static __device__ __forceinline__ float warp_sum(float v)
 {

@@ -54,6 +54,166 @@ typedef struct cu_matmul {
 void cu_launch_matmul(const cu_matmul *m, cu_stream s);
 void cu_launch_quant(const float *x, size_t x_stride, uint32_t n_rows, uint32_t n_in, cu_act out, cu_stream s);
 
+/* A register: element (0, 0) and elements between rows. */
+typedef struct cu_reg {
+    float *p;
+    size_t stride;
+} cu_reg;
+
+/* ---- ops over rows: the fields of the SDK's ks_*_args */
+typedef struct cu_norm {
+    uint32_t kind, n_rows, n, width, w_width, _pad;
+    float eps, w_offset;
+    cu_reg x, y;
+    const float *weight, *bias;
+} cu_norm;
+void cu_launch_norm(const cu_norm *a, cu_stream s);
+
+typedef struct cu_rope {
+    uint32_t kind, n_rows, n_heads, head_dim, rot_dim, rot_begin;
+    float mscale;
+    const float *inv_freq;
+    const uint32_t *pos;
+    cu_reg x;
+} cu_rope;
+void cu_launch_rope(const cu_rope *a, cu_stream s);
+
+typedef struct cu_glu {
+    uint32_t kind, n_rows, n, _pad;
+    float limit, alpha;
+    cu_reg x, y;
+    const float *weight; /* (n_rows) multiplies gate and up first; NULL: 1 */
+} cu_glu;
+void cu_launch_glu(const cu_glu *a, cu_stream s);
+
+void cu_launch_add(cu_reg x, cu_reg y, cu_reg z, const float *vec, float fx, float fy, uint32_t n_rows, uint32_t n,
+                   cu_stream s);
+void cu_launch_mul(cu_reg x, cu_reg y, cu_reg z, int32_t act, uint32_t n_rows, uint32_t n, uint32_t n_y, cu_stream s);
+void cu_launch_select(cu_reg x, cu_reg y, const uint32_t *rows, uint32_t n_rows, uint32_t n, cu_stream s);
+void cu_launch_clamp(cu_reg x, float limit, uint32_t n_rows, uint32_t n, cu_stream s);
+void cu_launch_qscale(cu_reg x, const uint32_t *pos, float scale, float floor_at, uint32_t n_rows, uint32_t n,
+                      cu_stream s);
+/* y = scale * x, from rows of BF16 (or F32) side by side. */
+void cu_launch_embed(const void *x, uint32_t type, cu_reg y, float scale, uint32_t n_rows, uint32_t n, cu_stream s);
+
+/* ---- sequences and their pages */
+typedef struct cu_seq {
+    uint32_t row, n_rows, pos, slot, page_at, _pad; /* page_at: its first in the table of all pages */
+} cu_seq;
+
+typedef struct cu_tile { /* rows of one sequence that a block of attention takes together */
+    uint32_t seq, row, n_rows;
+} cu_tile;
+
+typedef struct cu_cache {
+    uint8_t *p;
+    size_t page_bytes;
+    uint32_t type, stride, page_tok, _pad; /* stride: elements between tokens */
+} cu_cache;
+
+/* Row r of x, n columns, becomes elements [col, col + n) of its token's row in the cache. */
+typedef struct cu_append {
+    cu_reg x;
+    cu_cache cache;
+    uint32_t n_rows, n, col, _pad;
+    const uint32_t *row_seq; /* (n_rows) */
+    const cu_seq *seqs;
+    const uint32_t *pages;
+} cu_append;
+void cu_launch_append(const cu_append *a, cu_stream s);
+
+#define CU_ATTN_QUERIES 16u /* (row, head) pairs of a block */
+#define CU_ATTN_MAX_D 640u  /* d_k; d_v: 512 */
+typedef struct cu_attn {
+    uint32_t n_tiles, n_heads, n_kv_heads, d_k, d_v, window, chunk;
+    uint32_t n_spans; /* 0: a block walks all spans; else each has blocks of its own, and `part` holds their results */
+    float scale, softcap;
+    const cu_tile *tiles; /* (n_tiles), at most CU_ATTN_QUERIES / group rows each, at least 1 */
+    const cu_seq *seqs;
+    const uint32_t *pages;
+    cu_reg q, o;
+    size_t q_head, o_head; /* elements between heads */
+    cu_cache k, v;
+    const float *sinks;
+    const uint32_t *sel, *n_sel; /* (rows, sel_stride): tiles of one row then, and no spans */
+    size_t sel_stride;
+    uint32_t n_rows, _pad;
+    float *part; /* (n_rows * n_heads, n_spans, d_v + 2) */
+} cu_attn;
+/* 0, or a CUDA error: the shape needs more shared memory than there is. */
+int cu_launch_attn(const cu_attn *a, cu_stream s);
+size_t cu_attn_shared_bytes(uint32_t d_k, uint32_t d_v);
+
+/* Latent attention: y = [W_h^T q_nope | q_rope] for each row and head. W: bank of T16 matrices (d_nope, d_latent). */
+typedef struct cu_absorb {
+    uint32_t n_rows, n_heads, d_nope, d_rope, d_latent, type, group, _pad;
+    const uint8_t *w;
+    size_t w_stride, strip_bytes;
+    cu_reg q;
+    float *y; /* (n_rows, n_heads, d_latent + d_rope) */
+} cu_absorb;
+void cu_launch_absorb(const cu_absorb *a, cu_stream s);
+
+/* ---- routing */
+typedef struct cu_route {
+    uint32_t n_rows, n_experts, k, score, flags, n_group, topk_group, _pad;
+    float scale, norm_eps, jitter;
+    cu_reg logits;
+    const float *bias;
+    void *out; /* (n_rows, out_stride) pairs of int32 expert and float weight, experts ascending */
+    size_t out_stride;
+} cu_route;
+int cu_launch_route(const cu_route *a, cu_stream s); /* 0 or a CUDA error */
+
+/* (row, expert) pairs sorted by expert, rows of an expert ascending: a counting sort without atomics. */
+typedef struct cu_sort {
+    uint32_t n_rows, k, n_experts, _pad;
+    const void *route;
+    size_t route_stride;
+    uint32_t *begin;     /* (n_experts + 1) first pair of each expert */
+    uint32_t *pair_row;  /* (n_rows * k) */
+    float *pair_weight;  /* (n_rows * k) */
+    uint32_t *slot_pair; /* (n_rows, k): where slot s of a row went */
+    uint64_t *heat;      /* (n_experts) added to; NULL: none */
+} cu_sort;
+int cu_launch_sort(const cu_sort *a, cu_stream s); /* 0 or a CUDA error */
+
+/* y[row] += weight * x[pair] over those of the row's pairs that lie in [first, first + n), in ascending order; clear:
+ * y starts at 0. x: (n, n_cols), row 0 being pair `first`. */
+typedef struct cu_combine {
+    uint32_t n_rows, k, n_cols, first, n, clear;
+    const uint32_t *slot_pair;
+    const float *pair_weight; /* NULL: 1 */
+    const float *x;
+    cu_reg y;
+} cu_combine;
+void cu_launch_combine(const cu_combine *a, cu_stream s);
+
+/* For a layer whose experts are all on the device: refs[i] for all experts that have pairs, ascending. */
+void cu_launch_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
+                    uint32_t *n_refs, cu_stream s);
+
+/* ---- recurrent state */
+typedef struct cu_conv {
+    uint32_t n_seqs, n, width, act;
+    cu_reg x, y;
+    const float *weight, *bias;
+    float *state; /* of slot 0 */
+    size_t state_stride;
+    const cu_seq *seqs;
+} cu_conv;
+void cu_launch_conv(const cu_conv *a, cu_stream s);
+
+typedef struct cu_delta {
+    uint32_t n_seqs, n_k_heads, n_v_heads, d_k, d_v, _pad;
+    cu_reg q, k, v, b, a, o;
+    const float *neg_a, *dt;
+    float *state;
+    size_t state_stride;
+    const cu_seq *seqs;
+} cu_delta;
+int cu_launch_delta(const cu_delta *a, cu_stream s); /* 0 or a CUDA error */
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,218 @@
+/* bind: registers, caches, workspaces and the weights that always stay, planned from the op list. [main] */
+#include "device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool runs(const cu_dev *d, uint32_t i)
+{
+    return i >= d->bind.op_begin && i < d->bind.op_end && d->mine[i];
+}
+
+static size_t reg_rows(const cu_dev *d, uint32_t kind)
+{
+    return kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows;
+}
+
+static int alloc_regs(cu_dev *d, ks_err *err)
+{
+    const ks_graph *g = d->g;
+    if (!(d->regs = cu_alloc_host(d, g->n_regs, sizeof *d->regs, "registers", err)) ||
+        !(d->acts = cu_alloc_host(d, g->n_regs, sizeof *d->acts, "registers", err)))
+        return KS_E_NOMEM;
+    for (uint32_t i = 0; i < g->n_regs; i++) {
+        const ks_reg *s = cu_greg(g, i);
+        struct dev_reg *r = &d->regs[i];
+        size_t rows = reg_rows(d, s->kind), elem = (s->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4;
+        *r = (struct dev_reg) { .kind = s->kind, .width = s->width, .root = s->base ? s->base - 1 : i };
+        if (s->base) {
+            r->r.stride = d->regs[r->root].r.stride;
+            r->r.p = d->regs[r->root].r.p + s->col;
+            continue;
+        }
+        r->r.stride = cu_round(s->width, 16);
+        if (!(r->r.p = cu_alloc(d, rows * r->r.stride, elem, "activations", err))) return KS_E_NOMEM;
+        if ((s->kind & 0xffu) == KS_REG_SEL && !(r->n_sel = cu_alloc(d, rows, sizeof *r->n_sel, "activations", err)))
+            return KS_E_NOMEM;
+    }
+    return 0;
+}
+
+static int alloc_state(cu_dev *d, uint32_t i, ks_err *err)
+{
+    const ks_state *s = cu_gstate(d->g, i);
+    struct dev_state *t = &d->states[i];
+    size_t elem = ks_type_bits(d->bind.kv_type) / 8;
+    if (t->k || t->rec) return 0;
+    if (s->kind == KS_STATE_RECURRENT) {
+        if (!d->bind.n_slots)
+            return ks_fail(err, KS_E_INVAL, "the model has recurrent state, but no slots are bound for it");
+        t->rec = cu_alloc(d, (size_t)d->bind.n_slots * s->floats, sizeof(float), "recurrent state", err);
+        return t->rec ? 0 : KS_E_NOMEM;
+    }
+    t->k_page_bytes = cu_round((size_t)d->bind.page_tok * s->k_width * elem, 64);
+    t->v_page_bytes = cu_round((size_t)d->bind.page_tok * s->v_width * elem, 64);
+    if (!(t->k = cu_alloc(d, d->bind.n_pages, t->k_page_bytes, "KV pages", err)) ||
+        !(t->v = cu_alloc(d, d->bind.n_pages, t->v_page_bytes, "KV pages", err)))
+        return KS_E_NOMEM;
+    return 0;
+}
+
+/* A bank, matrix after matrix without what lies between them on the host. */
+static int upload(cu_dev *d, int32_t index, ks_err *err)
+{
+    const ks_weight *w = cu_gweight(d->g, index);
+    struct dev_weight *t = &d->weights[index];
+    if (t->p) return 0;
+    t->stride = cu_round(w->mat_bytes, 256);
+    if (!(t->p = cu_alloc(d, w->n_mat, t->stride, "the weights that always stay", err))) return KS_E_NOMEM;
+    atomic_fetch_add_explicit(&d->bytes_in, w->mat_bytes * w->n_mat, memory_order_relaxed);
+    return cu_check(d,
+                    cudaMemcpy2DAsync(t->p, t->stride, w->data, w->n_mat > 1 ? w->stride : t->stride, w->mat_bytes,
+                                      w->n_mat, cudaMemcpyHostToDevice, d->compute),
+                    "uploading weights", err);
+}
+
+static int upload_weights(cu_dev *d, ks_err *err)
+{
+    if (!(d->weights = cu_alloc_host(d, d->g->n_weights, sizeof *d->weights, "the plan", err))) return KS_E_NOMEM;
+    for (uint32_t i = 0; i < d->g->n_ops; i++) {
+        const ks_op *op = cu_op(d->g, i);
+        if (!runs(d, i)) continue;
+        for (uint32_t k = 0; k < 6; k++) {
+            if (op->w[k] < 0) continue;
+            const ks_weight *w = cu_gweight(d->g, op->w[k]);
+            if (!w->data) return ks_fail(err, KS_E_STATE, "the weight '%s' is not loaded", w->name ? w->name : "?");
+            if (op->kind == KS_OP_EMBED || (op->kind == KS_OP_EXPERTS && k < 2)) continue; /* stay on the host */
+            int rc = upload(d, op->w[k], err);
+            if (rc) return rc;
+        }
+    }
+    return 0;
+}
+
+/* ---- workspaces */
+
+struct needs {
+    size_t embed, part, mla_q, mla_o, mla_rows;
+    uint32_t mla_latent;
+};
+
+static void need_tiles(cu_dev *d, uint32_t rows)
+{
+    for (uint32_t i = 0; i < d->n_tile_kinds; i++)
+        if (d->tile_rows[i] == rows) return;
+    if (d->n_tile_kinds < CU_MAX_TILE_KINDS) d->tile_rows[d->n_tile_kinds++] = rows; /* 1 to 16: there are no more */
+}
+
+static void need_op(cu_dev *d, const ks_op *op, struct needs *n)
+{
+    size_t rows = d->bind.max_rows;
+    if (op->kind == KS_OP_EMBED) {
+        const ks_weight *w = cu_gweight(d->g, op->w[0]);
+        size_t bytes = rows * w->n_in * ks_type_bits(w->type) / 8;
+        n->embed = bytes > n->embed ? bytes : n->embed;
+    } else if (op->kind == KS_OP_ATTN) {
+        uint32_t group = op->u.attn.n_heads / op->u.attn.n_kv_heads;
+        need_tiles(d, op->u.attn.sel >= 0 ? 1 : cu_max(CU_ATTN_QUERIES / group, 1));
+    } else if (op->kind == KS_OP_MLA) {
+        size_t q = rows * op->u.mla.n_heads * (op->u.mla.d_latent + op->u.mla.d_rope);
+        size_t o = rows * op->u.mla.n_heads * op->u.mla.d_latent;
+        n->mla_q = q > n->mla_q ? q : n->mla_q;
+        n->mla_o = o > n->mla_o ? o : n->mla_o;
+        need_tiles(d, op->u.mla.sel >= 0 ? 1 : cu_max(CU_ATTN_QUERIES / op->u.mla.n_heads, 1));
+        if (!cu_is_quantized(cu_gweight(d->g, op->w[1])->type)) return;
+        n->mla_rows = rows * op->u.mla.n_heads > n->mla_rows ? rows * op->u.mla.n_heads : n->mla_rows;
+        n->mla_latent = cu_max(n->mla_latent, op->u.mla.d_latent);
+    }
+}
+
+/* Registers that quantized matrices read have a quantized copy. */
+static int need_act(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    if (op->kind != KS_OP_LINEAR && op->kind != KS_OP_EXPERTS && op->kind != KS_OP_MLP) return 0;
+    struct dev_reg *x = &d->regs[op->in[0]];
+    if (!cu_is_quantized(cu_gweight(d->g, op->w[0])->type) || x->has_act) return 0;
+    x->has_act = true;
+    d->acts[d->n_acts++] = (uint32_t)op->in[0];
+    return cu_alloc_act(d, &x->act, reg_rows(d, x->kind), x->width, err);
+}
+
+static int alloc_needs(cu_dev *d, const struct needs *n, ks_err *err)
+{
+    d->meta_bytes = cu_step_bytes(d);
+    d->part_floats = (size_t)64 << 20 >> 2; /* 64 MB: as many spans as that holds go in parallel */
+    if (!(d->meta = cu_alloc(d, d->meta_bytes, 1, "the step's tables", err)) ||
+        !(d->meta_host = cu_alloc_pinned(d, d->meta_bytes, 1, "the step's tables", err)) ||
+        !(d->embed = cu_alloc(d, n->embed, 1, "embeddings", err)) ||
+        !(d->embed_host = cu_alloc_pinned(d, n->embed, 1, "embeddings", err)) ||
+        !(d->part = cu_alloc(d, d->part_floats, sizeof *d->part, "attention over spans", err)) ||
+        !(d->mla_q = cu_alloc(d, n->mla_q, sizeof(float), "latent attention", err)) ||
+        !(d->mla_o = cu_alloc(d, n->mla_o, sizeof(float), "latent attention", err)))
+        return KS_E_NOMEM;
+    return n->mla_rows ? cu_alloc_act(d, &d->mla_act, n->mla_rows, n->mla_latent, err) : 0;
+}
+
+static int plan(cu_dev *d, ks_err *err)
+{
+    struct needs n = { 0 };
+    int rc;
+    if (!(d->states = cu_alloc_host(d, d->g->n_states, sizeof *d->states, "states", err))) return KS_E_NOMEM;
+    for (uint32_t i = 0; i < d->g->n_ops; i++) {
+        const ks_op *op = cu_op(d->g, i);
+        if (!runs(d, i)) continue;
+        if (op->state >= 0 && (rc = alloc_state(d, (uint32_t)op->state, err))) return rc;
+        need_op(d, op, &n);
+        if ((rc = need_act(d, op, err))) return rc;
+    }
+    return alloc_needs(d, &n, err);
+}
+
+void cu_unbind(cu_dev *d)
+{
+    cu_experts_unbind(d);
+    cu_free_all(d);
+    free(d->regs);
+    free(d->acts);
+    free(d->states);
+    free(d->weights);
+    free(d->mine);
+    d->regs = NULL;
+    d->acts = NULL;
+    d->states = NULL;
+    d->weights = NULL;
+    d->mine = NULL;
+    d->g = NULL;
+    d->n_acts = d->n_tile_kinds = 0;
+    d->mla_act = (cu_act) { 0 };
+}
+
+/* The host gives us the ops of the range that we said we can run, and no others. */
+static int choose_ops(cu_dev *d, ks_err *err)
+{
+    if (!(d->mine = cu_alloc_host(d, d->g->n_ops, 1, "the plan", err))) return KS_E_NOMEM;
+    return cu_lower(d, d->g, d->bind.kv_type, d->mine, err);
+}
+
+int cu_bind(void *dev, const ks_bind *b, ks_err *err)
+{
+    cu_dev *d = dev;
+    int rc;
+    if (d->dead) return ks_fail(err, KS_E_DEVICE, "%s", d->why);
+    if (b->kv_type != KS_T_F32 && b->kv_type != KS_T_BF16 && b->kv_type != KS_T_F8E4M3)
+        return ks_fail(err, KS_E_UNSUPPORTED, "the KV cache cannot be %s: f32, bf16 and f8e4m3 are supported",
+                       ks_type_name(b->kv_type));
+    if (b->op_begin > b->op_end || b->op_end > b->graph->n_ops || !b->page_tok || !b->max_rows)
+        return ks_fail(err, KS_E_INVAL, "ops %u to %u, %u rows and pages of %u tokens are no task", b->op_begin,
+                       b->op_end, b->max_rows, b->page_tok);
+    if ((rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err))) return rc;
+    cu_unbind(d);
+    memset(&d->bind, 0, sizeof d->bind);
+    memcpy(&d->bind, b, b->size < sizeof d->bind ? b->size : sizeof d->bind);
+    d->g = b->graph;
+    if ((rc = choose_ops(d, err)) || (rc = alloc_regs(d, err)) || (rc = plan(d, err)) ||
+        (rc = upload_weights(d, err)) || (rc = cu_experts_bind(d, err)) ||
+        (rc = cu_check(d, cudaStreamSynchronize(d->compute), "binding the model", err)))
+        cu_unbind(d);
+    return rc;
+}

@@ -1,0 +1,207 @@
+/* Inside of the CUDA device: what its C files share. One engine thread drives a bound device; every CUDA error retires
+ * it: the call that met it says why, all later ones say so again. Memory is made by bind and freed by close. */
+#ifndef CU_DEVICE_H
+#define CU_DEVICE_H
+
+#include "kernels.h"
+#include <cuda_runtime_api.h>
+#include <krasis/device.h>
+#include <krasis/kernels.h>
+#include <krasis/plugin.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#define CU_MAX_TILE_KINDS 16u
+
+typedef struct cu_plugin {
+    const ks_host *host;
+    const struct cu_options *opts;
+} cu_plugin;
+
+typedef struct cu_options {
+    int64_t ring_mb; /* of experts on their way */
+} cu_options;
+
+struct cu_block { /* one allocation */
+    void *p;
+    bool pinned; /* host memory */
+};
+
+struct dev_reg {
+    cu_reg r;
+    uint32_t kind, width, root;
+    uint32_t *n_sel;
+    bool has_act, act_valid;
+    cu_act act;
+};
+
+struct dev_state {
+    uint8_t *k, *v;
+    size_t k_page_bytes, v_page_bytes;
+    float *rec; /* (n_slots, floats) */
+};
+
+struct dev_weight {
+    uint8_t *p; /* on the device; NULL: not there */
+    size_t stride;
+};
+
+/* The experts of one EXPERTS op. */
+struct dev_bank {
+    uint32_t op, layer, n_experts;
+    const uint8_t *gate_up, *down; /* of expert 0, on the host */
+    size_t gate_up_stride, down_stride, gate_up_bytes, down_bytes;
+    size_t down_off;       /* in a slot */
+    bool one_copy;         /* gate_up and down lie together */
+    const uint8_t **where; /* (n_experts) host copy of the table: NULL: not resident */
+    const uint8_t **where_dev;
+    uint32_t n_resident;
+};
+
+/* A place for one expert, resident or in the ring. */
+struct dev_slot {
+    uint8_t *p;
+    uint32_t bank, expert; /* UINT32_MAX: nobody */
+    bool arriving;         /* its copy was issued, the table does not name it yet */
+};
+
+typedef struct cu_experts {
+    struct dev_bank *banks;
+    uint32_t n_banks;
+    size_t slot_bytes;
+    struct dev_slot *slots; /* resident */
+    uint32_t n_slots, n_arriving;
+    uint8_t **ring;
+    cudaEvent_t *free, *landed; /* (n_ring) the slot may be written again; its bytes are there */
+    uint32_t n_ring, next;
+    cudaEvent_t placed; /* all copies of the last place() */
+    void **registered;  /* host memory pinned for DMA */
+    uint32_t n_registered;
+    /* of the op that runs */
+    uint32_t *begin, *begin_host, *pair_row, *slot_pair; /* host: pinned */
+    float *pair_weight, *gate_up, *hidden, *out;
+    cu_act hidden_act;
+    cu_ref *refs, *refs_host;
+    uint32_t *n_refs;
+    uint64_t *heat; /* (n_layers, n_experts) */
+} cu_experts;
+
+typedef struct cu_step { /* device addresses of what a batch says, valid in run */
+    uint32_t *pos, *row_seq, *out_rows, *pages;
+    cu_seq *seqs;
+    cu_tile *tiles[CU_MAX_TILE_KINDS];
+    uint32_t n_tiles[CU_MAX_TILE_KINDS], n_spans;
+} cu_step;
+
+typedef struct cu_dev {
+    const ks_host *host;
+    const cu_options *opts;
+    int index;
+    char name[64];
+    bool dead;
+    char why[256]; /* of its death */
+    uint64_t budget, used;
+    size_t shared_max; /* a block's shared memory */
+    uint32_t n_sms;
+    cudaStream_t compute, copy;
+    struct cu_block *blocks;
+    uint32_t n_blocks, cap_blocks;
+
+    const ks_graph *g;
+    ks_bind bind;
+    uint8_t *mine; /* (n_ops) ops this device runs */
+    struct dev_reg *regs;
+    uint32_t *acts, n_acts;
+    struct dev_state *states;
+    struct dev_weight *weights;
+    cu_experts ex;
+    uint32_t tile_rows[CU_MAX_TILE_KINDS], n_tile_kinds; /* rows of attention's blocks */
+    uint8_t *meta, *meta_host;
+    size_t meta_bytes;
+    uint8_t *embed, *embed_host;
+    float *out_host; /* logits and hidden states on their way out, pinned; NULL: they go directly */
+    size_t out_bytes;
+    float *part; /* partial results of attention over spans */
+    size_t part_floats;
+    float *mla_q, *mla_o;
+    cu_act mla_act;
+    const ks_batch *batch; /* while running */
+    cu_step step;
+    _Atomic uint64_t steps, rows, launches, bytes_in, bytes_out, hot, cold;
+} cu_dev;
+
+/* What a plugin compiled today must not assume: that the host's structs have the size of its own. */
+static inline const ks_op *cu_op(const ks_graph *g, uint32_t i)
+{
+    return (const ks_op *)(const void *)((const uint8_t *)g->ops + (size_t)i * g->op_size);
+}
+static inline const ks_reg *cu_greg(const ks_graph *g, uint32_t i)
+{
+    return (const ks_reg *)(const void *)((const uint8_t *)g->regs + (size_t)i * g->reg_size);
+}
+static inline const ks_weight *cu_gweight(const ks_graph *g, int32_t i)
+{
+    return (const ks_weight *)(const void *)((const uint8_t *)g->weights + (size_t)i * g->weight_size);
+}
+static inline const ks_state *cu_gstate(const ks_graph *g, uint32_t i)
+{
+    return (const ks_state *)(const void *)((const uint8_t *)g->states + (size_t)i * g->state_size);
+}
+static inline uint32_t cu_max(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+static inline uint32_t cu_min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+static inline size_t cu_round(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+static inline bool cu_is_quantized(uint32_t type)
+{
+    return type == KS_T_I8 || type == KS_T_I4 || type == KS_T_MXFP4;
+}
+static inline uint32_t cu_rows(const cu_dev *d, int16_t reg)
+{
+    return d->regs[reg].kind & KS_REG_OUT ? d->batch->n_out : d->batch->n_rows;
+}
+static inline float *cu_vector(const cu_dev *d, int32_t w)
+{
+    return w < 0 ? NULL : (float *)(void *)d->weights[w].p;
+}
+
+/* device.c: 0, or KS_E_DEVICE with what failed; retires the device. */
+int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err);
+int cu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks_err *err);
+
+/* memory.c: bytes of the device (zeroed) or of pinned host memory, within the budget, until close. */
+void *cu_alloc(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *err);
+void *cu_alloc_pinned(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *err);
+void *cu_alloc_host(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *err); /* plain and zeroed; free it */
+void cu_free_all(cu_dev *d);
+int cu_alloc_act(cu_dev *d, cu_act *a, size_t rows, uint32_t width, ks_err *err);
+
+/* bind.c */
+int cu_bind(void *dev, const ks_bind *b, ks_err *err);
+void cu_unbind(cu_dev *d);
+
+/* experts.c */
+int cu_experts_bind(cu_dev *d, ks_err *err);
+void cu_experts_unbind(cu_dev *d);
+int cu_experts_place(void *dev, const uint32_t *layer_expert, uint32_t n_pairs, ks_err *err);
+int cu_experts_poll(cu_dev *d, ks_err *err); /* publishes what has arrived */
+int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+
+/* step.c: the batch's tables on their way to the device */
+int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err);
+size_t cu_step_bytes(const cu_dev *d);
+
+/* ops.c */
+int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
+void cu_quantize(cu_dev *d, int16_t reg);
+cu_matmul cu_matmul_of(const cu_dev *d, int32_t w, uint32_t n_rows);
+void cu_set_input(cu_matmul *m, const struct dev_reg *x);
+
+#endif

@@ -1,0 +1,538 @@
+/* EXPERTS: where each expert's bytes are, how the others come, and the products.
+ *
+ * Resident experts have a slot each; which ones is place()'s choice, at first the lowest of every layer. The others
+ * are copied into a ring of slots on a stream of their own: a copy waits until the last products that read its slot are
+ * done, the products wait until the group's copies have landed. An expert goes over the link once a step, whatever the
+ * number of rows. Products, sums and their order are the same for both, so the bits are. [engine] */
+#include "device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define NOBODY UINT32_MAX
+#define MIN_RING 2u
+
+/* ---- bind */
+
+static int add_bank(cu_dev *d, uint32_t i, ks_err *err)
+{
+    const ks_op *op = cu_op(d->g, i);
+    const ks_weight *gu = cu_gweight(d->g, op->w[0]), *down = cu_gweight(d->g, op->w[1]);
+    struct dev_bank *b = &d->ex.banks[d->ex.n_banks++];
+    const uint8_t *p = gu->data, *q = down->data;
+    *b = (struct dev_bank) { .op = i, .layer = op->layer, .n_experts = op->u.mlp.n_experts };
+    b->gate_up = p;
+    b->down = q;
+    b->gate_up_stride = gu->stride;
+    b->down_stride = down->stride;
+    b->one_copy = q > p && gu->stride == down->stride && (size_t)(q - p) + down->mat_bytes <= gu->stride;
+    b->gate_up_bytes = gu->mat_bytes;
+    b->down_bytes = down->mat_bytes;
+    b->down_off = b->one_copy ? (size_t)(q - p) : cu_round(gu->mat_bytes, 256);
+    size_t bytes = cu_round(b->down_off + down->mat_bytes, 256);
+    if (bytes > d->ex.slot_bytes) d->ex.slot_bytes = bytes;
+    if (!(b->where = cu_alloc_host(d, b->n_experts, sizeof *b->where, "the experts' table", err)) ||
+        !(b->where_dev = cu_alloc(d, b->n_experts, sizeof *b->where, "the experts' table", err)))
+        return KS_E_NOMEM;
+    return 0;
+}
+
+static int alloc_work(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    size_t gu = 0, hidden = 0, out = 0, act_rows = 0, pairs = 0, rows = cu_max(d->bind.max_rows, d->bind.max_out);
+    uint32_t act_width = 0, n_experts = 0;
+    for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++) {
+        const ks_op *op = cu_op(d->g, i);
+        if (!d->mine[i] || (op->kind != KS_OP_EXPERTS && op->kind != KS_OP_MLP)) continue;
+        bool many = op->kind == KS_OP_EXPERTS;
+        size_t n = many ? (size_t)d->bind.max_rows * op->u.mlp.k : rows;
+        const ks_weight *w = cu_gweight(d->g, op->w[0]), *v = cu_gweight(d->g, op->w[1]);
+        if (n * w->n_out > gu) gu = n * w->n_out;
+        if (n * op->u.mlp.n_ff > hidden) hidden = n * op->u.mlp.n_ff;
+        if (cu_is_quantized(v->type)) {
+            if (n > act_rows) act_rows = n;
+            act_width = cu_max(act_width, op->u.mlp.n_ff);
+        }
+        if (!many) continue;
+        if (n > pairs) pairs = n;
+        if (n * v->n_out > out) out = n * v->n_out;
+        n_experts = cu_max(n_experts, op->u.mlp.n_experts);
+    }
+    if (!(x->gate_up = cu_alloc(d, gu, sizeof(float), "the hidden layer", err)) ||
+        !(x->hidden = cu_alloc(d, hidden, sizeof(float), "the hidden layer", err)) ||
+        !(x->out = cu_alloc(d, out, sizeof(float), "the experts' results", err)) ||
+        !(x->begin = cu_alloc(d, (size_t)n_experts + 1, sizeof(uint32_t), "routed pairs", err)) ||
+        !(x->begin_host = cu_alloc_pinned(d, (size_t)n_experts + 1, sizeof(uint32_t), "routed pairs", err)) ||
+        !(x->pair_row = cu_alloc(d, pairs, sizeof(uint32_t), "routed pairs", err)) ||
+        !(x->slot_pair = cu_alloc(d, pairs, sizeof(uint32_t), "routed pairs", err)) ||
+        !(x->pair_weight = cu_alloc(d, pairs, sizeof(float), "routed pairs", err)) ||
+        !(x->refs = cu_alloc(d, n_experts, sizeof *x->refs, "routed pairs", err)) ||
+        !(x->refs_host = cu_alloc_pinned(d, n_experts, sizeof *x->refs, "routed pairs", err)) ||
+        !(x->n_refs = cu_alloc(d, 1, sizeof *x->n_refs, "routed pairs", err)) ||
+        !(x->heat = cu_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *x->heat, "routing counts", err)))
+        return KS_E_NOMEM;
+    return act_rows ? cu_alloc_act(d, &x->hidden_act, act_rows, act_width, err) : 0;
+}
+
+/* Pins the banks for DMA. Where the system refuses, copies go through the driver's own buffer: slow, but right. */
+static int by_begin(const void *a, const void *b)
+{
+    uintptr_t x = *(const uintptr_t *)a, y = *(const uintptr_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void pin_range(cu_dev *d, uintptr_t begin, uintptr_t end)
+{
+    cudaError_t rc = cudaHostRegister((void *)begin, end - begin, cudaHostRegisterPortable);
+    if (rc == cudaSuccess) {
+        d->ex.registered[d->ex.n_registered++] = (void *)begin;
+        return;
+    }
+    char line[256];
+    (void)cudaGetLastError();
+    (void)snprintf(line, sizeof line, "GPU %d: %.1f GB of experts cannot be pinned (%s): copies will be slow", d->index,
+                   (double)(end - begin) / 1e9, cudaGetErrorString(rc));
+    d->host->log(d->host, KS_LOG_WARN, line);
+}
+
+static int pin_banks(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t n = 0;
+    uintptr_t(*r)[2] = cu_alloc_host(d, 2 * (size_t)x->n_banks, sizeof *r, "the experts' table", err);
+    x->registered = cu_alloc_host(d, 2 * (size_t)x->n_banks, sizeof *x->registered, "the experts' table", err);
+    if (!r || !x->registered) {
+        free(r);
+        return KS_E_NOMEM;
+    }
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        const struct dev_bank *b = &x->banks[i];
+        uintptr_t p = (uintptr_t)b->gate_up, q = (uintptr_t)b->down, last = b->n_experts - 1;
+        r[n][0] = p & ~(uintptr_t)4095;
+        r[n++][1] = cu_round(p + last * b->gate_up_stride + b->gate_up_bytes, 4096);
+        r[n][0] = q & ~(uintptr_t)4095;
+        r[n++][1] = cu_round(q + last * b->down_stride + b->down_bytes, 4096);
+    }
+    qsort(r, n, sizeof *r, by_begin);
+    for (uint32_t i = 0, j; i < n; i = j) {
+        uintptr_t end = r[i][1];
+        for (j = i + 1; j < n && r[j][0] <= end; j++) end = r[j][1] > end ? r[j][1] : end;
+        pin_range(d, r[i][0], end);
+    }
+    free(r);
+    return 0;
+}
+
+static int alloc_ring(cu_dev *d, uint32_t n, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint8_t *p = cu_alloc(d, n, x->slot_bytes, "experts on their way", err);
+    x->ring = cu_alloc_host(d, n, sizeof *x->ring, "the ring", err);
+    x->free = cu_alloc_host(d, n, sizeof *x->free, "the ring", err);
+    x->landed = cu_alloc_host(d, n, sizeof *x->landed, "the ring", err);
+    if (!p || !x->ring || !x->free || !x->landed) return KS_E_NOMEM;
+    for (; x->n_ring < n; x->n_ring++) {
+        uint32_t i = x->n_ring;
+        int rc;
+        x->ring[i] = p + i * x->slot_bytes;
+        if ((rc = cu_check(d, cudaEventCreateWithFlags(&x->free[i], cudaEventDisableTiming), "an event", err)) ||
+            (rc = cu_check(d, cudaEventCreateWithFlags(&x->landed[i], cudaEventDisableTiming), "an event", err)))
+            return rc;
+    }
+    return 0;
+}
+
+static int alloc_slots(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint64_t total = 0, left = (d->budget - d->used) / (x->slot_bytes ? x->slot_bytes : 1);
+    for (uint32_t i = 0; i < x->n_banks; i++) total += x->banks[i].n_experts;
+    if (!total) return 0;
+    if (left < total) { /* the ring first: without it nothing runs */
+        uint64_t ring = ((uint64_t)d->opts->ring_mb << 20) / x->slot_bytes;
+        ring = ring < MIN_RING ? MIN_RING : ring > total ? total : ring;
+        if (ring > left / 2) ring = left / 2 > MIN_RING ? left / 2 : MIN_RING;
+        int rc = alloc_ring(d, (uint32_t)ring, err);
+        if (rc) return rc;
+        left = left > ring ? left - ring : 0;
+    }
+    x->n_slots = (uint32_t)(left < total ? left : total);
+    uint8_t *p = x->n_slots ? cu_alloc(d, x->n_slots, x->slot_bytes, "resident experts", err) : NULL;
+    x->slots = cu_alloc_host(d, x->n_slots, sizeof *x->slots, "resident experts", err);
+    if ((x->n_slots && !p) || !x->slots) return KS_E_NOMEM;
+    for (uint32_t i = 0; i < x->n_slots; i++)
+        x->slots[i] = (struct dev_slot) { p + i * x->slot_bytes, NOBODY, 0, false };
+    return 0;
+}
+
+static int copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err)
+{
+    size_t first = b->one_copy ? b->down_off + b->down_bytes : b->gate_up_bytes;
+    atomic_fetch_add_explicit(&d->bytes_in, b->one_copy ? first : first + b->down_bytes, memory_order_relaxed);
+    int rc =
+        cu_check(d, cudaMemcpyAsync(to, b->gate_up + e * b->gate_up_stride, first, cudaMemcpyHostToDevice, d->copy),
+                 "an expert's copy", err);
+    if (rc || b->one_copy) return rc;
+    return cu_check(
+        d,
+        cudaMemcpyAsync(to + b->down_off, b->down + e * b->down_stride, b->down_bytes, cudaMemcpyHostToDevice, d->copy),
+        "an expert's copy", err);
+}
+
+/* The first choice, before anybody knows better: equally many of each layer. */
+static int place_evenly(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t slot = 0, most = 0;
+    for (uint32_t i = 0; i < x->n_banks; i++) most = cu_max(most, x->banks[i].n_experts);
+    for (uint32_t e = 0; e < most; e++)
+        for (uint32_t b = 0; b < x->n_banks && slot < x->n_slots; b++) {
+            if (e >= x->banks[b].n_experts) continue;
+            struct dev_slot *s = &x->slots[slot++];
+            s->bank = b;
+            s->expert = e;
+            s->arriving = true;
+            x->n_arriving++;
+            int rc = copy_expert(d, &x->banks[b], e, s->p, err);
+            if (rc) return rc;
+        }
+    return 0;
+}
+
+static int publish(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    for (uint32_t i = 0; i < x->n_slots; i++) {
+        struct dev_slot *s = &x->slots[i];
+        if (!s->arriving) continue;
+        s->arriving = false;
+        x->banks[s->bank].where[s->expert] = s->p;
+        x->banks[s->bank].n_resident++;
+    }
+    x->n_arriving = 0;
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        struct dev_bank *b = &x->banks[i];
+        int rc = cu_check(d,
+                          cudaMemcpyAsync(b->where_dev, b->where, b->n_experts * sizeof *b->where,
+                                          cudaMemcpyHostToDevice, d->compute),
+                          "the experts' table", err);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+int cu_experts_bind(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t n = 0;
+    int rc;
+    for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++)
+        n += d->mine[i] && cu_op(d->g, i)->kind == KS_OP_EXPERTS;
+    if (!(x->banks = cu_alloc_host(d, n, sizeof *x->banks, "the experts' table", err))) return KS_E_NOMEM;
+    if ((rc = cu_check(d, cudaEventCreateWithFlags(&x->placed, cudaEventDisableTiming), "an event", err))) return rc;
+    for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++)
+        if (d->mine[i] && cu_op(d->g, i)->kind == KS_OP_EXPERTS && (rc = add_bank(d, i, err))) return rc;
+    if ((rc = alloc_work(d, err)) || (rc = pin_banks(d, err)) || (rc = alloc_slots(d, err)) ||
+        (rc = cu_check(d, cudaStreamSynchronize(d->compute), "clearing memory", err)) || /* before copies into it */
+        (rc = place_evenly(d, err)) || (rc = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", err)))
+        return rc;
+    return publish(d, err);
+}
+
+void cu_experts_unbind(cu_dev *d)
+{
+    cu_experts *x = &d->ex;
+    for (uint32_t i = 0; i < x->n_banks; i++) free(x->banks[i].where);
+    for (uint32_t i = 0; i < x->n_ring; i++) { /* a lost device cannot; there is nothing to do about it */
+        if (x->free[i]) (void)cudaEventDestroy(x->free[i]);
+        if (x->landed[i]) (void)cudaEventDestroy(x->landed[i]);
+    }
+    if (x->placed) (void)cudaEventDestroy(x->placed);
+    for (uint32_t i = 0; i < x->n_registered; i++) (void)cudaHostUnregister(x->registered[i]);
+    free(x->banks);
+    free(x->slots);
+    free(x->ring);
+    free(x->free);
+    free(x->landed);
+    free(x->registered);
+    *x = (cu_experts) { 0 };
+}
+
+/* ---- place */
+
+static struct dev_bank *bank_of_layer(cu_dev *d, uint32_t layer, uint32_t *ret)
+{
+    for (uint32_t i = 0; i < d->ex.n_banks; i++)
+        if (d->ex.banks[i].layer == layer) {
+            *ret = i;
+            return &d->ex.banks[i];
+        }
+    return NULL;
+}
+
+static bool listed(const uint32_t *list, uint32_t n, uint32_t layer, uint32_t expert)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (list[2 * i] == layer && list[2 * i + 1] == expert) return true;
+    return false;
+}
+
+static bool has_slot(const cu_experts *x, uint32_t bank, uint32_t expert)
+{
+    for (uint32_t i = 0; i < x->n_slots; i++)
+        if (x->slots[i].bank == bank && x->slots[i].expert == expert) return true;
+    return false;
+}
+
+static int check_place(cu_dev *d, const uint32_t *list, uint32_t n, ks_err *err)
+{
+    uint32_t bank;
+    if (n > d->ex.n_slots)
+        return ks_fail(err, KS_E_LIMIT, "GPU %d: %u experts to keep, there is room for %u", d->index, n, d->ex.n_slots);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct dev_bank *b = bank_of_layer(d, list[2 * i], &bank);
+        if (!b || list[2 * i + 1] >= b->n_experts)
+            return ks_fail(err, KS_E_INVAL, "GPU %d: there is no expert %u in layer %u", d->index, list[2 * i + 1],
+                           list[2 * i]);
+    }
+    return 0;
+}
+
+/* Between steps: nothing reads the slots now. New ones are streamed until their copies have landed. */
+int cu_experts_place(void *dev, const uint32_t *list, uint32_t n, ks_err *err)
+{
+    cu_dev *d = dev;
+    cu_experts *x = &d->ex;
+    uint32_t slot = 0, bank = 0;
+    if (d->dead) return ks_fail(err, KS_E_DEVICE, "%s", d->why);
+    if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to GPU %d", d->index);
+    int rc = check_place(d, list, n, err);
+    if (rc || (rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err))) return rc;
+    for (uint32_t i = 0; i < x->n_slots; i++) {
+        struct dev_slot *s = &x->slots[i];
+        if (s->bank == NOBODY || listed(list, n, x->banks[s->bank].layer, s->expert)) continue;
+        if (s->arriving) {
+            s->arriving = false;
+            x->n_arriving--;
+        } else {
+            x->banks[s->bank].where[s->expert] = NULL;
+            x->banks[s->bank].n_resident--;
+        }
+        s->bank = NOBODY;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const struct dev_bank *b = bank_of_layer(d, list[2 * i], &bank);
+        if (has_slot(x, bank, list[2 * i + 1])) continue;
+        while (x->slots[slot].bank != NOBODY) slot++;
+        x->slots[slot].bank = bank;
+        x->slots[slot].expert = list[2 * i + 1];
+        x->slots[slot].arriving = true;
+        x->n_arriving++;
+        if ((rc = copy_expert(d, b, list[2 * i + 1], x->slots[slot].p, err))) return rc;
+    }
+    return cu_check(d, cudaEventRecord(x->placed, d->copy), "an event", err);
+}
+
+int cu_experts_poll(cu_dev *d, ks_err *err)
+{
+    if (!d->ex.n_arriving) return 0;
+    cudaError_t rc = cudaEventQuery(d->ex.placed);
+    if (rc == cudaErrorNotReady) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    int e = cu_check(d, rc, "experts' copies", err);
+    return e ? e : publish(d, err);
+}
+
+/* ---- run */
+
+struct job {
+    const ks_op *op;
+    const struct dev_bank *bank;
+    const cu_ref *refs;
+    const uint32_t *n_refs;
+    uint32_t n_mat, n_rows;  /* matrices at most; rows of the one with most at most */
+    uint32_t first, n_pairs; /* of these experts */
+};
+
+static cu_act act_rows(cu_act a, uint32_t first)
+{
+    a.q += (size_t)first * a.q_stride;
+    a.scale += (size_t)first * a.scale_stride;
+    a.sum += (size_t)first * a.sum_stride;
+    return a;
+}
+
+static void set_refs(const cu_dev *d, cu_matmul *m, const struct job *j, size_t w_off, int32_t bias)
+{
+    m->n_mat = j->n_mat;
+    m->refs = j->refs;
+    m->n_refs = j->n_refs;
+    m->w = NULL;
+    m->w_off = w_off;
+    m->bias = cu_vector(d, bias);
+    m->bias_stride = bias < 0 ? 0 : d->weights[bias].stride / sizeof(float);
+}
+
+static void products(cu_dev *d, const struct job *j)
+{
+    cu_experts *x = &d->ex;
+    const ks_op *op = j->op;
+    uint32_t n_ff = op->u.mlp.n_ff;
+    cu_matmul m = cu_matmul_of(d, op->w[0], j->n_rows);
+    set_refs(d, &m, j, 0, op->w[2]);
+    cu_set_input(&m, &d->regs[op->in[0]]);
+    m.rows = x->pair_row;
+    m.y = x->gate_up;
+    m.y_stride = m.n_out;
+    cu_launch_matmul(&m, d->compute);
+    float *hidden = x->hidden + (size_t)j->first * n_ff;
+    cu_glu g = { .kind = op->u.mlp.act,
+                 .n_rows = j->n_pairs,
+                 .n = n_ff,
+                 .limit = op->u.mlp.limit,
+                 .alpha = op->u.mlp.alpha,
+                 .x = { x->gate_up + (size_t)j->first * m.n_out, m.n_out },
+                 .y = { hidden, n_ff },
+                 .weight = op->u.mlp.weigh_input ? x->pair_weight + j->first : NULL };
+    cu_launch_glu(&g, d->compute);
+    m = cu_matmul_of(d, op->w[1], j->n_rows);
+    set_refs(d, &m, j, j->bank->down_off, op->w[3]);
+    if (cu_is_quantized(m.type))
+        cu_launch_quant(hidden, n_ff, j->n_pairs, n_ff, act_rows(x->hidden_act, j->first), d->compute);
+    m.act = x->hidden_act;
+    m.x = x->hidden;
+    m.x_stride = n_ff;
+    m.y = x->out;
+    m.y_stride = m.n_out;
+    cu_launch_matmul(&m, d->compute);
+}
+
+/* Nothing to bring: the device finds the experts itself, the host need not know. */
+static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
+{
+    cu_experts *x = &d->ex;
+    uint32_t n = d->batch->n_rows * op->u.mlp.k;
+    cu_launch_refs(x->begin, b->where_dev, b->n_experts, x->refs, x->n_refs, d->compute);
+    struct job j = { .op = op,
+                     .bank = b,
+                     .refs = x->refs,
+                     .n_refs = x->n_refs,
+                     .n_mat = cu_min(b->n_experts, n),
+                     .n_rows = d->batch->n_rows,
+                     .n_pairs = n };
+    products(d, &j);
+    atomic_fetch_add_explicit(&d->hot, n, memory_order_relaxed);
+}
+
+static int bring(cu_dev *d, const struct dev_bank *b, uint32_t e, uint32_t *ret_slot, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t i = x->next;
+    int rc;
+    x->next = (i + 1) % x->n_ring;
+    *ret_slot = i;
+    if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, x->free[i], 0), "waiting for a slot", err)) ||
+        (rc = copy_expert(d, b, e, x->ring[i], err)))
+        return rc;
+    return cu_check(d, cudaEventRecord(x->landed[i], d->copy), "an event", err);
+}
+
+/* Experts [*at, ...) of a group: as many as half the ring holds, so that the next ones come while these compute. */
+static int fill_group(cu_dev *d, const struct dev_bank *b, uint32_t *at, uint32_t ref, struct job *j,
+                      uint32_t *ret_cold, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t cap = cu_max(x->n_ring / 2, 1), e = *at, slot = 0;
+    uint64_t hot = 0, cold = 0;
+    int rc = 0;
+    *ret_cold = 0;
+    j->n_mat = j->n_rows = 0;
+    j->first = x->begin_host[e];
+    for (; e < b->n_experts && !rc; e++) {
+        uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
+        const uint8_t *w = b->where[e];
+        if (!n) continue;
+        if (!w && *ret_cold == cap) break;
+        if (!w && (rc = bring(d, b, e, &slot, err))) break;
+        *(w ? &hot : &cold) += n;
+        if (!w) {
+            w = x->ring[slot];
+            (*ret_cold)++;
+        }
+        x->refs_host[ref + j->n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
+        j->n_rows = cu_max(j->n_rows, n);
+    }
+    j->n_pairs = x->begin_host[e] - j->first;
+    *at = e;
+    atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->cold, cold, memory_order_relaxed);
+    if (!rc && *ret_cold)
+        rc = cu_check(d, cudaStreamWaitEvent(d->compute, x->landed[slot], 0), "waiting for experts", err);
+    return rc;
+}
+
+static int run_streamed(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    int rc = cu_check(d,
+                      cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
+                                      cudaMemcpyDeviceToHost, d->compute),
+                      "routed pairs", err);
+    if (!rc) rc = cu_check(d, cudaStreamSynchronize(d->compute), "routed pairs", err);
+    for (uint32_t e = 0, ref = 0; e < b->n_experts && !rc;) {
+        struct job j = { .op = op, .bank = b, .refs = x->refs + ref };
+        uint32_t slot = x->next, n_cold;
+        if ((rc = fill_group(d, b, &e, ref, &j, &n_cold, err)) || !j.n_mat) break;
+        rc = cu_check(d,
+                      cudaMemcpyAsync(x->refs + ref, x->refs_host + ref, j.n_mat * sizeof *x->refs,
+                                      cudaMemcpyHostToDevice, d->compute),
+                      "routed pairs", err);
+        if (rc) break;
+        ref += j.n_mat;
+        products(d, &j);
+        for (uint32_t i = 0; i < n_cold && !rc; i++)
+            rc = cu_check(d, cudaEventRecord(x->free[(slot + i) % x->n_ring], d->compute), "an event", err);
+    }
+    return rc;
+}
+
+int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_reg *route = &d->regs[op->in[1]];
+    const struct dev_bank *b = x->banks;
+    while (b->op != index) b++;
+    uint32_t n = d->batch->n_rows, k = op->u.mlp.k;
+    cu_sort s = { .n_rows = n,
+                  .k = k,
+                  .n_experts = b->n_experts,
+                  .route = route->r.p,
+                  .route_stride = route->r.stride,
+                  .begin = x->begin,
+                  .pair_row = x->pair_row,
+                  .pair_weight = x->pair_weight,
+                  .slot_pair = x->slot_pair,
+                  .heat = op->layer < d->g->n_layers ? x->heat + (size_t)op->layer * d->g->n_experts : NULL };
+    int rc = cu_check(d, (cudaError_t)cu_launch_sort(&s, d->compute), "sorting pairs", err);
+    if (rc) return rc;
+    if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
+    if (b->n_resident == b->n_experts)
+        run_resident(d, op, b);
+    else
+        rc = run_streamed(d, op, b, err);
+    if (rc) return rc;
+    cu_combine c = { .n_rows = n,
+                     .k = k,
+                     .n_cols = cu_gweight(d->g, op->w[1])->n_out,
+                     .n = n * k,
+                     .clear = 1,
+                     .slot_pair = x->slot_pair,
+                     .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
+                     .x = x->out,
+                     .y = d->regs[op->out[0]].r };
+    cu_launch_combine(&c, d->compute);
+    return 0;
+}

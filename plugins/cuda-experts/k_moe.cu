@@ -1,0 +1,284 @@
+/* ROUTE, and what EXPERTS needs around its products: sorting pairs by expert, adding up a row's experts. */
+#include "common.cuh"
+#include <krasis/graph.h>
+
+struct pair {
+    int32_t expert;
+    float weight;
+};
+
+/* ---- routing: one warp a row, with the scores in shared memory */
+
+/* The best of v[0, n): ties to the lower index; the same in every lane. A NaN is never better. */
+static __device__ int32_t best_of(const float *v, uint32_t n, uint32_t lane)
+{
+    float top = -INFINITY;
+    int32_t at = INT32_MAX;
+    for (uint32_t i = lane; i < n; i += 32)
+        if (at == INT32_MAX ? v[i] == v[i] && v[i] > -INFINITY : v[i] > top) {
+            top = v[i];
+            at = (int32_t)i;
+        }
+    for (int o = 16; o; o >>= 1) {
+        float t = __shfl_xor_sync(~0u, top, o);
+        int32_t a = __shfl_xor_sync(~0u, at, o);
+        if (a != INT32_MAX && (at == INT32_MAX || t > top || (t == top && a < at))) {
+            top = t;
+            at = a;
+        }
+    }
+    return at;
+}
+
+/* As the CPU's: the k best, best first. What is left when only NaN and -inf remain goes in index order. */
+static __device__ void top_k(float *v, uint32_t n, uint32_t k, int32_t *ids, uint32_t lane)
+{
+    for (uint32_t s = 0; s < k; s++) {
+        int32_t at = best_of(v, n, lane);
+        if (at == INT32_MAX) { /* rare: the first that is not taken */
+            at = 0;
+            for (bool again = true; again;) {
+                again = false;
+                for (uint32_t i = 0; i < s; i++) again = again || ids[i] == at;
+                if (again) at++;
+            }
+        }
+        __syncwarp();
+        if (lane == 0) {
+            ids[s] = at;
+            v[at] = -INFINITY;
+        }
+        __syncwarp();
+    }
+}
+
+static __device__ void softmax(float *v, uint32_t n, uint32_t lane)
+{
+    float max = -INFINITY, sum = 0;
+    for (uint32_t i = lane; i < n; i += 32) max = fmaxf(max, v[i]);
+    max = warp_max(max);
+    for (uint32_t i = lane; i < n; i += 32) sum = __fadd_rn(sum, v[i] = expf(v[i] - max));
+    sum = warp_sum(sum);
+    for (uint32_t i = lane; i < n; i += 32) v[i] = __fdiv_rn(v[i], sum);
+    __syncwarp();
+}
+
+static __device__ void score(uint32_t kind, float *v, uint32_t n, uint32_t lane)
+{
+    if (kind == KS_SCORE_SOFTMAX) {
+        softmax(v, n, lane);
+        return;
+    }
+    for (uint32_t i = lane; i < n; i += 32)
+        v[i] = kind == KS_SCORE_SIGMOID ? __fdiv_rn(1.0f, 1.0f + expf(-v[i]))
+                                        : __fsqrt_rn(v[i] > 20.0f ? v[i] : log1pf(expf(v[i])));
+    __syncwarp();
+}
+
+static __device__ void limit_groups(const cu_route &a, float *choice, float *group, int32_t *best, uint32_t lane)
+{
+    uint32_t per = a.n_experts / a.n_group;
+    for (uint32_t g = lane; g < a.n_group; g += 32) {
+        float one = -INFINITY, two = -INFINITY;
+        for (uint32_t i = 0; i < per; i++) {
+            float v = choice[g * per + i];
+            if (v > one) {
+                two = one;
+                one = v;
+            } else if (v > two) {
+                two = v;
+            }
+        }
+        group[g] = a.flags & KS_ROUTE_GROUP_TOP2 ? one + two : one;
+    }
+    __syncwarp();
+    top_k(group, a.n_group, a.topk_group, best, lane);
+    for (uint32_t i = lane; i < a.n_experts; i += 32) {
+        bool keep = false;
+        for (uint32_t j = 0; j < a.topk_group; j++) keep = keep || best[j] == (int32_t)(i / per);
+        if (!keep) choice[i] = -INFINITY;
+    }
+    __syncwarp();
+}
+
+/* phimoe: each in turn is the best of those left; its weight is a softmax over those left that are near it. */
+static __device__ void sparse_mix(const cu_route &a, const float *z, float *left, int32_t *ids, float *w, uint32_t lane)
+{
+    for (uint32_t s = 0; s < a.k; s++) {
+        int32_t at = best_of(left, a.n_experts, lane);
+        if (at == INT32_MAX) at = (int32_t)s;
+        float max = left[at], sum = 0;
+        for (uint32_t i = lane; i < a.n_experts; i += 32) {
+            float factor = fmaxf(fabsf(z[i]), max);
+            if (left[i] > -INFINITY && !(__fdiv_rn(max - z[i], factor) > 2 * a.jitter))
+                sum = __fadd_rn(sum, expf(left[i] - max));
+        }
+        sum = warp_sum(sum);
+        __syncwarp();
+        if (lane == 0) {
+            ids[s] = at;
+            w[s] = __fdiv_rn(1.0f, sum);
+            left[at] = -INFINITY;
+        }
+        __syncwarp();
+    }
+}
+
+static __global__ void __launch_bounds__(32) route_kernel(cu_route a)
+{
+    extern __shared__ float shared[]; /* n_experts scores, choices, groups or weights; ids */
+    uint32_t lane = threadIdx.x, n = a.n_experts, k = a.k, row = blockIdx.x;
+    float *p = shared, *choice = p + n, *w = choice + n;
+    int32_t *ids = (int32_t *)(w + n);
+    for (uint32_t i = lane; i < n; i += 32) p[i] = choice[i] = a.logits.p[row * a.logits.stride + i];
+    __syncwarp();
+    if (a.flags & KS_ROUTE_SPARSEMIX) {
+        sparse_mix(a, p, choice, ids, w, lane);
+    } else {
+        if (!(a.flags & KS_ROUTE_LATE)) score(a.score, p, n, lane);
+        for (uint32_t i = lane; i < n; i += 32) choice[i] = a.bias ? p[i] + a.bias[i] : p[i];
+        __syncwarp();
+        if (a.n_group > 1) limit_groups(a, choice, w, ids, lane);
+        top_k(choice, n, k, ids, lane);
+        for (uint32_t i = lane; i < k; i += 32) w[i] = p[ids[i]];
+        __syncwarp();
+        if (a.flags & KS_ROUTE_LATE) score(a.score, w, k, lane);
+    }
+    float sum = 0;
+    for (uint32_t i = 0; i < k; i++) sum = __fadd_rn(sum, w[i]);
+    float div = a.flags & KS_ROUTE_NORM_MIN ? fmaxf(sum, a.norm_eps) : sum + a.norm_eps;
+    for (uint32_t i = lane; i < k; i += 32) { /* the rank of an expert is its place */
+        uint32_t at = 0;
+        for (uint32_t j = 0; j < k; j++) at += ids[j] < ids[i];
+        float v = a.flags & KS_ROUTE_NORM ? __fdiv_rn(w[i], div) : w[i];
+        ((pair *)a.out)[row * a.out_stride + at] = pair { ids[i], v * a.scale };
+    }
+}
+
+int cu_launch_route(const cu_route *a, cu_stream s)
+{
+    size_t bytes = (size_t)a->n_experts * 16;
+    if (!a->n_rows) return 0;
+    if (bytes > 48 * 1024) {
+        cudaError_t rc = cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        if (rc != cudaSuccess) return (int)rc;
+    }
+    route_kernel<<<a->n_rows, 32, bytes, s>>>(*a);
+    return 0;
+}
+
+/* ---- sorting: a block counts and places the pairs of one expert; the rows of an expert ascend */
+
+static __device__ uint32_t block_sum(uint32_t v, uint32_t *shared, uint32_t *ret_before)
+{
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = v;
+    for (uint32_t o = 1; o < 32; o *= 2) {
+        uint32_t u = __shfl_up_sync(~0u, sum, o);
+        if (lane >= o) sum += u;
+    }
+    __syncthreads();
+    if (lane == 31) shared[warp] = sum;
+    __syncthreads();
+    uint32_t before = 0, all = 0;
+    for (uint32_t i = 0; i < blockDim.x / 32; i++) {
+        if (i < warp) before += shared[i];
+        all += shared[i];
+    }
+    *ret_before = before + sum - v;
+    return all;
+}
+
+static __device__ int32_t expert_at(const cu_sort &a, uint32_t pair_at)
+{
+    return ((const pair *)a.route)[pair_at / a.k * a.route_stride + pair_at % a.k].expert;
+}
+
+static __global__ void count_kernel(cu_sort a)
+{
+    __shared__ uint32_t shared[8];
+    uint32_t n = 0, before, e = blockIdx.x;
+    for (uint32_t i = threadIdx.x; i < a.n_rows * a.k; i += blockDim.x) n += expert_at(a, i) == (int32_t)e;
+    n = block_sum(n, shared, &before);
+    if (threadIdx.x) return;
+    a.begin[e + 1] = n;
+    if (a.heat) a.heat[e] += n;
+}
+
+static __global__ void scan_kernel(cu_sort a)
+{
+    __shared__ uint32_t shared[8];
+    uint32_t sum = 0;
+    for (uint32_t e0 = 0; e0 < a.n_experts; e0 += blockDim.x) {
+        uint32_t e = e0 + threadIdx.x, n = e < a.n_experts ? a.begin[e + 1] : 0, before;
+        uint32_t all = block_sum(n, shared, &before);
+        if (e < a.n_experts) a.begin[e + 1] = sum + before + n;
+        sum += all;
+    }
+    if (threadIdx.x == 0) a.begin[0] = 0;
+}
+
+static __global__ void place_kernel(cu_sort a)
+{
+    __shared__ uint32_t shared[8];
+    uint32_t e = blockIdx.x, to = a.begin[e], total = a.n_rows * a.k;
+    if (a.begin[e + 1] == to) return;
+    for (uint32_t i0 = 0; i0 < total; i0 += blockDim.x) {
+        uint32_t i = i0 + threadIdx.x, before;
+        bool mine = i < total && expert_at(a, i) == (int32_t)e;
+        uint32_t all = block_sum(mine, shared, &before);
+        if (mine) {
+            a.pair_row[to + before] = i / a.k;
+            a.pair_weight[to + before] = ((const pair *)a.route)[i / a.k * a.route_stride + i % a.k].weight;
+            a.slot_pair[i] = to + before;
+        }
+        to += all;
+    }
+}
+
+int cu_launch_sort(const cu_sort *a, cu_stream s)
+{
+    if (!a->n_rows) return 0;
+    count_kernel<<<a->n_experts, 256, 0, s>>>(*a);
+    scan_kernel<<<1, 256, 0, s>>>(*a);
+    place_kernel<<<a->n_experts, 256, 0, s>>>(*a);
+    return 0;
+}
+
+static __global__ void combine_kernel(cu_combine a)
+{
+    uint32_t c = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    if (c >= a.n_cols) return;
+    float *y = a.y.p + row * a.y.stride + c, sum = a.clear ? 0.0f : *y;
+    for (uint32_t s = 0; s < a.k; s++) {
+        uint32_t p = a.slot_pair[row * a.k + s];
+        if (p < a.first || p - a.first >= a.n) continue;
+        float v = a.x[(size_t)(p - a.first) * a.n_cols + c];
+        sum = __fadd_rn(sum, a.pair_weight ? __fmul_rn(a.pair_weight[p], v) : v);
+    }
+    *y = sum;
+}
+
+void cu_launch_combine(const cu_combine *a, cu_stream s)
+{
+    if (a->n_rows && a->n_cols) combine_kernel<<<dim3(a->n_rows, (a->n_cols + 255) / 256), 256, 0, s>>>(*a);
+}
+
+static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
+                                   uint32_t *n_refs)
+{
+    __shared__ uint32_t shared[8];
+    uint32_t sum = 0;
+    for (uint32_t e0 = 0; e0 < n_experts; e0 += blockDim.x) {
+        uint32_t e = e0 + threadIdx.x, n = e < n_experts ? begin[e + 1] - begin[e] : 0, before;
+        uint32_t all = block_sum(n != 0, shared, &before);
+        if (n) refs[sum + before] = cu_ref { where[e], e, begin[e], n, 0 };
+        sum += all;
+    }
+    if (threadIdx.x == 0) *n_refs = sum;
+}
+
+void cu_launch_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
+                    uint32_t *n_refs, cu_stream s)
+{
+    refs_kernel<<<1, 256, 0, s>>>(begin, where, n_experts, refs, n_refs);
+}

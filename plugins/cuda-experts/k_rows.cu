@@ -1,0 +1,251 @@
+/* Ops that go over rows once. A row's result depends on that row alone, in one order of sums. */
+#include "common.cuh"
+#include <krasis/graph.h>
+
+#define BLOCK 256u
+
+/* The sum over a block, the same in every thread; fixed order for a given block size. */
+template <uint32_t THREADS> static __device__ float block_sum(float v, float *shared)
+{
+    v = warp_sum(v);
+    if (THREADS == 32) return v;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
+    __syncthreads();
+    float sum = 0;
+    for (uint32_t i = 0; i < THREADS / 32; i++) sum = __fadd_rn(sum, shared[i]);
+    return sum;
+}
+
+template <uint32_t THREADS> static __global__ void norm_kernel(cu_norm a)
+{
+    __shared__ float shared[THREADS / 32];
+    uint32_t slices = a.n / a.width, row = blockIdx.x / slices, c0 = blockIdx.x % slices * a.width;
+    const float *x = a.x.p + row * a.x.stride + c0;
+    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0;
+    if (a.kind == KS_NORM_LAYER) {
+        for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) mean = __fadd_rn(mean, x[i]);
+        mean = __fdiv_rn(block_sum<THREADS>(mean, shared), (float)a.width);
+    }
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
+        float v = x[i] - mean;
+        ss = __fmaf_rn(v, v, ss);
+    }
+    ss = block_sum<THREADS>(ss, shared);
+    float inv = __fdiv_rn(1.0f, __fsqrt_rn((a.kind == KS_NORM_L2 ? ss : __fdiv_rn(ss, (float)a.width)) + a.eps));
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
+        uint32_t c = (c0 + i) % a.w_width;
+        float v = (x[i] - mean) * inv;
+        if (a.weight) v *= a.weight[c] + a.w_offset;
+        if (!a.weight) v *= 1.0f + a.w_offset;
+        y[i] = a.bias ? v + a.bias[c] : v;
+    }
+}
+
+void cu_launch_norm(const cu_norm *a, cu_stream s)
+{
+    uint32_t units = a->n_rows * (a->n / a->width);
+    if (!units) return;
+    if (a->width <= 256)
+        norm_kernel<32><<<units, 32, 0, s>>>(*a);
+    else
+        norm_kernel<BLOCK><<<units, BLOCK, 0, s>>>(*a);
+}
+
+static __global__ void rope_kernel(cu_rope a)
+{
+    uint32_t half = a.rot_dim / 2, i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    if (i >= half * a.n_heads) return;
+    uint32_t h = i / half;
+    i %= half;
+    float angle = __fmul_rn((float)a.pos[row], a.inv_freq[i]), sn, cs;
+    sincosf(angle, &sn, &cs);
+    sn *= a.mscale;
+    cs *= a.mscale;
+    float *x = a.x.p + row * a.x.stride + (size_t)h * a.head_dim + a.rot_begin;
+    float *p = a.kind == KS_ROPE_HALF ? x + i : x + 2 * i, *q = a.kind == KS_ROPE_HALF ? x + i + half : x + 2 * i + 1;
+    float u = *p, v = *q;
+    *p = u * cs - v * sn;
+    *q = v * cs + u * sn;
+}
+
+void cu_launch_rope(const cu_rope *a, cu_stream s)
+{
+    uint32_t n = a->rot_dim / 2 * a->n_heads;
+    if (a->n_rows && n) rope_kernel<<<dim3(a->n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s>>>(*a);
+}
+
+static __device__ float sigmoid(float x)
+{
+    return __fdiv_rn(1.0f, 1.0f + expf(-x));
+}
+
+static __device__ float glu(const cu_glu &a, float g, float u)
+{
+    switch (a.kind) {
+    case KS_ACT_SILU: return g * sigmoid(g) * u;
+    case KS_ACT_GELU_TANH: /* 0.5 (1 + tanh z) = sigmoid(2 z), which does not cancel */
+        return g * sigmoid(1.59576912160573080f * (g + 0.044715f * g * g * g)) * u;
+    case KS_ACT_GELU: return 0.5f * g * erfcf(-g * 0.70710678118654752f) * u;
+    case KS_ACT_RELU2: return g > 0 ? g * g * u : g != g ? g : 0.0f;
+    case KS_ACT_SWIGLU_CLAMP:
+        g = g > a.limit ? a.limit : g;
+        u = u > a.limit ? a.limit : u < -a.limit ? -a.limit : u;
+        return (u + 1.0f) * g * sigmoid(a.alpha * g);
+    default: /* SILU_CLAMP */
+        g = g > a.limit ? a.limit : g;
+        u = u > a.limit ? a.limit : u < -a.limit ? -a.limit : u;
+        return g * sigmoid(g) * u;
+    }
+}
+
+static __global__ void glu_kernel(cu_glu a)
+{
+    uint32_t i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    if (i >= a.n) return;
+    const float *x = a.x.p + row * a.x.stride + (size_t)(i / 16) * 32 + i % 16;
+    float g = x[0], u = x[16];
+    if (a.weight) {
+        g *= a.weight[row];
+        u *= a.weight[row];
+    }
+    a.y.p[row * a.y.stride + i] = glu(a, g, u);
+}
+
+void cu_launch_glu(const cu_glu *a, cu_stream s)
+{
+    if (a->n_rows && a->n) glu_kernel<<<dim3(a->n_rows, (a->n + BLOCK - 1) / BLOCK), BLOCK, 0, s>>>(*a);
+}
+
+/* ---- elementwise: f(row, column) for all of n_rows x n */
+
+template <typename F> static __global__ void each_kernel(uint32_t n, F f)
+{
+    uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i < n) f(blockIdx.x, i);
+}
+
+template <typename F> static void each(uint32_t n_rows, uint32_t n, cu_stream s, F f)
+{
+    if (n_rows && n) each_kernel<<<dim3(n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s>>>(n, f);
+}
+
+struct add_fn {
+    cu_reg x, y, z;
+    const float *vec;
+    float fx, fy;
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        float b = fy * y.p[r * y.stride + i];
+        z.p[r * z.stride + i] = fx * x.p[r * x.stride + i] + (vec ? b * vec[i] : b);
+    }
+};
+
+void cu_launch_add(cu_reg x, cu_reg y, cu_reg z, const float *vec, float fx, float fy, uint32_t n_rows, uint32_t n,
+                   cu_stream s)
+{
+    each(n_rows, n, s, add_fn { x, y, z, vec, fx, fy });
+}
+
+struct mul_fn {
+    cu_reg x, y, z;
+    int32_t act;
+    uint32_t per;
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        float v = y.p[r * y.stride + i / per];
+        if (act != (int32_t)KS_ACT1_NONE) v = act == (int32_t)KS_ACT1_SILU ? v * sigmoid(v) : sigmoid(v);
+        z.p[r * z.stride + i] = x.p[r * x.stride + i] * v;
+    }
+};
+
+void cu_launch_mul(cu_reg x, cu_reg y, cu_reg z, int32_t act, uint32_t n_rows, uint32_t n, uint32_t n_y, cu_stream s)
+{
+    each(n_rows, n, s, mul_fn { x, y, z, act, n / n_y });
+}
+
+struct select_fn {
+    cu_reg x, y;
+    const uint32_t *rows;
+    __device__ void operator()(uint32_t r, uint32_t i) const { y.p[r * y.stride + i] = x.p[rows[r] * x.stride + i]; }
+};
+
+void cu_launch_select(cu_reg x, cu_reg y, const uint32_t *rows, uint32_t n_rows, uint32_t n, cu_stream s)
+{
+    each(n_rows, n, s, select_fn { x, y, rows });
+}
+
+struct clamp_fn {
+    cu_reg x;
+    float limit;
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        float *p = x.p + r * x.stride + i;
+        *p = fminf(fmaxf(*p, -limit), limit);
+    }
+};
+
+void cu_launch_clamp(cu_reg x, float limit, uint32_t n_rows, uint32_t n, cu_stream s)
+{
+    each(n_rows, n, s, clamp_fn { x, limit });
+}
+
+struct qscale_fn {
+    cu_reg x;
+    const uint32_t *pos;
+    float scale, floor_at;
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        float f = 1.0f + scale * logf(floorf(__fdiv_rn((float)(pos[r] + 1), floor_at)) + 1.0f);
+        x.p[r * x.stride + i] *= f;
+    }
+};
+
+void cu_launch_qscale(cu_reg x, const uint32_t *pos, float scale, float floor_at, uint32_t n_rows, uint32_t n,
+                      cu_stream s)
+{
+    each(n_rows, n, s, qscale_fn { x, pos, scale, floor_at });
+}
+
+struct embed_fn {
+    const void *x;
+    bool bf16;
+    cu_reg y;
+    float scale;
+    uint32_t n;
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        size_t at = (size_t)r * n + i;
+        y.p[r * y.stride + i] = (bf16 ? bf16_to_f32(((const uint16_t *)x)[at]) : ((const float *)x)[at]) * scale;
+    }
+};
+
+void cu_launch_embed(const void *x, uint32_t type, cu_reg y, float scale, uint32_t n_rows, uint32_t n, cu_stream s)
+{
+    each(n_rows, n, s, embed_fn { x, type == KS_T_BF16, y, scale, n });
+}
+
+/* ---- the cache */
+
+struct append_fn {
+    cu_append a;
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        const cu_seq s = a.seqs[a.row_seq[r]];
+        uint32_t pos = s.pos + (r - s.row), page = a.pages[s.page_at + pos / a.cache.page_tok];
+        size_t at = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col + i;
+        uint8_t *p = a.cache.p + page * a.cache.page_bytes;
+        float v = a.x.p[r * a.x.stride + i];
+        if (a.cache.type == KS_T_F32)
+            ((float *)p)[at] = v;
+        else if (a.cache.type == KS_T_BF16)
+            ((uint16_t *)p)[at] = f32_to_bf16(v);
+        else
+            p[at] = f32_to_e4m3(v);
+    }
+};
+
+void cu_launch_append(const cu_append *a, cu_stream s)
+{
+    each(a->n_rows, a->n, s, append_fn { *a });
+}

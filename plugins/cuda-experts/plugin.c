@@ -1,0 +1,70 @@
+/* The descriptor of the CUDA device. The runtime is linked in and finds the driver itself, so the plugin loads, and
+ * says why it cannot be used, where there is none. */
+#include "device.h"
+#include "iface.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+
+static const ks_option options[] = {
+    { .key = "ring-mb",
+      .type = KS_OPT_INT,
+      .offset = offsetof(cu_options, ring_mb),
+      .dflt = "512",
+      .min = 1,
+      .max = 65536,
+      .help = "Megabytes of GPU memory for experts on their way from RAM" },
+};
+
+static int probe(const ks_host *h, const void *opts, ks_probe *ret, ks_err *err)
+{
+    int n = 0;
+    (void)h, (void)opts;
+    cudaError_t rc = cudaGetDeviceCount(&n);
+    if (rc == cudaSuccess && n == 0) rc = cudaErrorNoDevice;
+    if (rc != cudaSuccess) {
+        (void)cudaGetLastError();
+        return ks_fail(err, KS_E_DEVICE, "%s", cudaGetErrorString(rc));
+    }
+    struct cudaDeviceProp p;
+    if ((rc = cudaGetDeviceProperties(&p, 0)) != cudaSuccess)
+        return ks_fail(err, KS_E_DEVICE, "GPU 0: %s", cudaGetErrorString(rc));
+    ret->mem_total_bytes = p.totalGlobalMem;
+    (void)snprintf(ret->detail, sizeof ret->detail, "%d GPU%s: %.63s, compute capability %d.%d", n, n == 1 ? "" : "s",
+                   p.name, p.major, p.minor);
+    return 0;
+}
+
+static int open_plugin(const ks_host *h, const void *opts, void **ret_self, ks_err *err)
+{
+    cu_plugin *p = calloc(1, sizeof *p);
+    if (!p) return ks_fail(err, KS_E_NOMEM, "out of memory for the CUDA plugin");
+    p->host = h;
+    p->opts = opts;
+    *ret_self = p;
+    return 0;
+}
+
+static void close_plugin(void *self)
+{
+    free(self);
+}
+
+KS_PLUGIN_DEFINE = {
+    .size = sizeof(ks_plugin),
+    .kind = KS_KIND_DEVICE,
+    .name = "cuda-experts",
+    .version = KS_VERSION,
+    .summary = "Runs models on NVIDIA GPUs, with experts that stay or come over the link",
+    .license = "Apache-2.0",
+    .cpu_required = KS_CPU_REQUIRED,
+    .score = 1000,
+    .n_options = sizeof options / sizeof options[0],
+    .options = options,
+    .option_size = sizeof(ks_option),
+    .opts_bytes = sizeof(cu_options),
+    .iface = &cu_iface,
+    .probe = probe,
+    .open = open_plugin,
+    .close = close_plugin,
+};
