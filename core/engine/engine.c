@@ -309,12 +309,14 @@ static int allocate(ks_engine *e, ks_err *err)
     e->seqs = ks_calloc(e->max_running + 1, sizeof *e->seqs);
     e->running = ks_calloc(e->max_running + 1, sizeof *e->running);
     e->logits = ks_calloc((size_t)e->max_out, (size_t)e->g->n_vocab * sizeof *e->logits);
-    e->row_logits = ks_calloc(e->g->n_vocab, sizeof *e->row_logits);
-    e->cand = ks_calloc(e->g->n_vocab, sizeof *e->cand);
+    size_t n_threads = e->o.pool ? ks_pool_threads(e->o.pool) : 1; /* at most 1024: no overflow with a vocabulary */
+    e->picking = ks_calloc(e->max_running, sizeof(ks_answer *));
+    e->row_logits = ks_calloc(n_threads * e->g->n_vocab, sizeof *e->row_logits);
+    e->cand = ks_calloc(n_threads * e->g->n_vocab, sizeof *e->cand);
     e->free_slots = ks_calloc(e->max_running + 1, sizeof *e->free_slots);
     e->snaps = ks_calloc(KS_SNAPSHOTS, sizeof *e->snaps);
-    if (!e->ids || !e->pos || !e->out_rows || !e->seqs || !e->running || !e->logits || !e->row_logits || !e->cand ||
-        !e->free_slots || !e->snaps)
+    if (!e->ids || !e->pos || !e->out_rows || !e->seqs || !e->running || !e->picking || !e->logits || !e->row_logits ||
+        !e->cand || !e->free_slots || !e->snaps)
         return ks_fail(err, KS_E_NOMEM, "out of memory for the engine's step of %u rows", rows);
     if (e->recurrent) {
         e->n_snaps = KS_SNAPSHOTS;
@@ -423,8 +425,8 @@ void ks_engine_close(ks_engine *e)
     if (e->dev) e->o.device->close(e->dev);
     ks_pages_fini(&e->pages);
     for (uint32_t i = 0; i < KS_EVAL_SEQS; i++) free(e->eval[i].pages);
-    void *parts[] = { e->ids,  e->pos,        e->out_rows, e->seqs, e->running, e->logits, e->row_logits,
-                      e->cand, e->free_slots, e->snaps,    e->eos,  e->name,    e->path };
+    void *parts[] = { e->ids,        e->pos,  e->out_rows,   e->seqs,  e->running, e->picking, e->logits,
+                      e->row_logits, e->cand, e->free_slots, e->snaps, e->eos,     e->name,    e->path };
     for (size_t i = 0; i < KS_COUNT(parts); i++) free(parts[i]);
     pthread_mutex_destroy(&e->mu);
     pthread_mutex_destroy(&e->step_mu);

@@ -34,6 +34,9 @@ typedef struct ks_answer {
     uint64_t order; /* of admission: the youngest is preempted first */
     bool started, ended, waiting;
     uint32_t row, n_rows, out, n_out; /* its share of the current step */
+    int32_t pick;                     /* the token after it, if it holds the last one; by pick.c */
+    float pick_lp;                    /* its log-probability, and the best ones, if wanted */
+    ks_cand pick_top[KS_TOP_MAX];
     ks_sampler sampler;
     ks_emit emit;
 } ks_answer;
@@ -100,8 +103,10 @@ struct ks_engine {
     int32_t *ids;
     uint32_t *pos, *out_rows;
     ks_seq *seqs;
-    float *logits, *row_logits;
-    ks_cand *cand;
+    ks_answer **picking; /* (max_running) those that get a token */
+    float *logits;
+    float *row_logits; /* (threads, n_vocab) logits with penalties */
+    ks_cand *cand;     /* (threads, n_vocab) */
     uint32_t max_out;
     /* eval */
     struct {
@@ -114,6 +119,8 @@ KS_MUST_CHECK int ks__job_new(ks_engine *e, const ks_request *rq, const ks_sink 
 KS_MUST_CHECK int ks__job_prepare(ks_engine *e, ks_job *j, ks_err *err);
 void ks__job_free(ks_job *j);
 KS_MUST_CHECK int ks__generation_defaults(ks_engine *e, const char *json, ks_err *err);
+/* pick.c: samples for all answers of the step that may go on */
+void ks__pick_all(ks_engine *e);
 /* step.c: admits, composes, runs and samples; false: nothing to do. [engine thread] */
 bool ks__step(ks_engine *e);
 void ks__answer_end(ks_engine *e, ks_answer *a, int32_t finish, const ks_err *err);

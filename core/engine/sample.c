@@ -6,6 +6,7 @@
 
 #include "base/base.h"
 #include "base/hash.h"
+#include <emmintrin.h>
 #include <math.h>
 
 static uint64_t rotl(uint64_t x, int k)
@@ -160,18 +161,32 @@ static ks_cand pop(ks_cand *h, uint32_t *n)
     return best;
 }
 
+/* The first of the largest; NaNs do not count, unless there is nothing else. */
 static uint32_t argmax(const float *z, uint32_t n)
 {
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n; i++)
-        if (z[i] > z[best] || isnan(z[best])) best = i;
-    return best;
+    __m128 m[4];
+    float part[4], max = -INFINITY;
+    uint32_t i = 0;
+    for (uint32_t k = 0; k < 4; k++) m[k] = _mm_set1_ps(-INFINITY);
+    for (; i + 16 <= n; i += 16)
+        for (uint32_t k = 0; k < 4; k++) m[k] = _mm_max_ps(_mm_loadu_ps(z + i + 4 * k), m[k]); /* of a NaN: m */
+    for (; i < n; i++) max = z[i] > max ? z[i] : max;
+    _mm_storeu_ps(part, _mm_max_ps(_mm_max_ps(m[0], m[1]), _mm_max_ps(m[2], m[3])));
+    for (uint32_t k = 0; k < 4; k++) max = part[k] > max ? part[k] : max;
+    for (i = 0; i < n; i++)
+        if (z[i] == max) return i;
+    return n - 1;
 }
 
-int32_t ks_sample(ks_sampler *s, float *z, ks_cand *cand)
+int32_t ks_sample(ks_sampler *s, const float *logits, float *own, ks_cand *cand)
 {
     uint32_t n = s->n_tokens;
-    penalize(s, z);
+    const float *z = logits;
+    if (s->seen || s->n_bias) {
+        memcpy(own, logits, s->n_vocab * sizeof *own);
+        penalize(s, own);
+        z = own;
+    }
     uint32_t best = argmax(z, n);
     if (s->temperature <= 0 || s->top_k == 1) return (int32_t)best;
 

@@ -32,8 +32,8 @@ KS_MUST_CHECK int ks_sampler_init(ks_sampler *s, const ks_sampling *resolved, ui
 void ks_sampler_fini(ks_sampler *s);
 /* Tells the penalties about a token of the prompt (generated = false) or of the output. */
 void ks_sampler_accept(ks_sampler *s, int32_t id, bool generated);
-/* logits (n_vocab) are changed in place; cand (n_vocab) is scratch. */
-int32_t ks_sample(ks_sampler *s, float *logits, ks_cand *cand);
+/* own and cand (n_vocab) are scratch: the logits with penalties, and candidates in order. */
+int32_t ks_sample(ks_sampler *s, const float *logits, float *own, ks_cand *cand);
 /* log-softmax of the untouched logits: of `id`, and of the `n_top` best (best first) into top. cand: scratch. */
 float ks_logprobs(const float *logits, uint32_t n_vocab, int32_t id, uint32_t n_top, ks_cand *cand, ks_cand *ret_top);
 

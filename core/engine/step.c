@@ -353,15 +353,13 @@ static int echo_prompt(ks_engine *e, ks_answer *a, uint32_t first_pos, ks_err *e
     return 0;
 }
 
-/* Samples the next token of an answer whose last token went through. Returns KS_FINISH_ or 0 to go on. */
+/* Takes the sampled token of an answer whose last token went through. Returns KS_FINISH_ or 0 to go on. */
 static int32_t advance(ks_engine *e, ks_answer *a, ks_err *err)
 {
     ks_job *j = a->job;
     if (a->n_tok - a->n_prompt >= j->max_new) return KS_FINISH_LENGTH; /* max_tokens 0 with echo */
-    const float *z = logits_of(e, a->out + a->n_out - 1);
-    memcpy(e->row_logits, z, e->g->n_vocab * sizeof *z);
-    int32_t id = ks_sample(&a->sampler, e->row_logits, e->cand);
-    if (isnan(z[id])) {
+    int32_t id = a->pick;
+    if (isnan(logits_of(e, a->out + a->n_out - 1)[id])) {
         ks_fail(err, KS_E_INTERNAL,
                 "the model gave no finite logits after %u tokens: the weights are damaged or the precision is too low",
                 a->n_done);
@@ -373,7 +371,8 @@ static int32_t advance(ks_engine *e, ks_answer *a, ks_err *err)
     j->usage.completion_tokens++;
     bool eos = !j->rq.ignore_eos && is_eos(e, id);
     if (eos) return KS_FINISH_STOP;
-    int rc = tell(e, a, id, z, err);
+    const ks_cand lp = { a->pick_lp, id };
+    int rc = ks_emit_add(&a->emit, id, a->emit.want_tokens ? &lp : NULL, a->pick_top, &j->sink, a->choice, err);
     if (rc < 0) return KS_FINISH_ERROR;
     if (rc == KS_EMIT_REFUSED) return KS_FINISH_CANCELED;
     if (rc == KS_EMIT_STOPPED) {
@@ -430,6 +429,7 @@ bool ks__step(ks_engine *e)
         while (e->n_running) end_job(e, e->running[0]->job, KS_FINISH_ERROR, &err);
         return true;
     }
+    ks__pick_all(e);
     for (uint32_t i = 0; i < e->n_running;) {
         ks_answer *a = e->running[i];
         ks_err aerr = { 0 };

@@ -103,6 +103,7 @@ static const ks_state kv_state = { .kind = KS_STATE_KV, .k_width = 1, .v_width =
 static const ks_state states[2] = { { .kind = KS_STATE_KV, .k_width = 1, .v_width = 1 },
                                     { .kind = KS_STATE_RECURRENT, .floats = 2 } };
 static ks_model model, model_rec;
+static ks_pool *pool; /* of the next engine, if any */
 
 static ks_engine *open_engine(fake *f, uint32_t n_ctx, uint32_t pages, uint32_t running, uint32_t waiting,
                               uint32_t step)
@@ -117,6 +118,7 @@ static ks_engine *open_engine(fake *f, uint32_t n_ctx, uint32_t pages, uint32_t 
     ks_engine_opts o = { .model = f->recurrent ? &model_rec : &model,
                          .device = &fake_iface,
                          .device_self = f,
+                         .pool = pool,
                          .name = "fake",
                          .n_ctx = n_ctx,
                          .kv_type = KS_T_F32,
@@ -195,6 +197,55 @@ static void many_clients_get_what_each_gets_alone(void **state)
 {
     (void)state;
     run_many(false, 400, 24);
+}
+
+/* Drawn tokens and their log-probabilities, of answers in one batch. */
+static void draw_many(client *c, uint32_t n)
+{
+    int32_t p[20];
+    fake f;
+    ks_err err = { 0 };
+    fake_init(&f, false);
+    ks_engine *e = open_engine(&f, 300, 400, n, 4, 256);
+    fake_hold(&f, true); /* so that they come together */
+    for (uint32_t i = 0; i < n; i++) {
+        make_prompt(p, 20, i + 1);
+        client_init(&c[i]);
+        ks_request r = request(p, 20, 100);
+        r.n_logprobs = i % 2 ? 5 : 0;
+        r.sampling.temperature = i % 3 ? 1.5f : 0;
+        r.sampling.top_p = i % 4 ? 1 : 0.9f;
+        r.sampling.frequency_penalty = i % 5 ? 0 : 0.5f;
+        r.sampling.has_seed = 1;
+        r.sampling.seed = i;
+        assert_int_equal(submit(e, &c[i], &r, &err), 0);
+    }
+    fake_hold(&f, false);
+    for (uint32_t i = 0; i < n; i++) wait_done(&c[i]);
+    ks_engine_close(e);
+    fake_fini(&f);
+}
+
+static void sampling_in_parallel_changes_nothing(void **state)
+{
+    (void)state;
+    enum { N = 12 };
+    static client one[N], many[N];
+    const ks_pool_opts o = { .n_threads = 3 };
+    uint64_t runs = 0, parks = 0;
+    ks_err err;
+    draw_many(one, N);
+    if (ks_pool_open(&o, &pool, &err)) fail_msg("%s", err.msg);
+    draw_many(many, N);
+    ks_pool_counts(pool, &runs, &parks);
+    assert_true(runs >= 100); /* one a step */
+    ks_pool_close(pool);
+    pool = NULL;
+    for (uint32_t i = 0; i < N; i++) {
+        assert_int_equal(many[i].n[0], 100);
+        assert_memory_equal(one[i].ids[0], many[i].ids[0], sizeof one[i].ids[0]);
+        assert_memory_equal(one[i].lp[0], many[i].lp[0], sizeof one[i].lp[0]);
+    }
 }
 
 static void running_out_of_pages_changes_nothing(void **state)
@@ -510,6 +561,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_one_client),
         cmocka_unit_test(many_clients_get_what_each_gets_alone),
+        cmocka_unit_test(sampling_in_parallel_changes_nothing),
         cmocka_unit_test(running_out_of_pages_changes_nothing),
         cmocka_unit_test(recurrent_state_follows_its_sequence),
         cmocka_unit_test(a_known_prefix_is_not_computed_again),

@@ -23,12 +23,11 @@ static void draw(const ks_sampling *p, const float *logits, uint32_t n, uint32_t
 {
     ks_sampler s;
     ks_cand cand[V];
-    float z[V];
+    float own[V];
     assert_int_equal(ks_sampler_init(&s, p, V, V, 42, NULL), 0);
     memset(count, 0, V * sizeof *count);
     for (uint32_t i = 0; i < n; i++) {
-        memcpy(z, logits, sizeof z);
-        int32_t id = ks_sample(&s, z, cand);
+        int32_t id = ks_sample(&s, logits, own, cand);
         assert_in_range(id, 0, V - 1);
         count[id]++;
     }
@@ -45,6 +44,32 @@ static void temperature_zero_takes_the_first_of_the_best(void **state)
     p.temperature = 0;
     draw(&p, logits, 10, c);
     assert_int_equal(c[3], 10);
+}
+
+/* Any length, any place, NaNs between: as one comparison after the other finds it. */
+static void the_best_is_found_wherever_it_lies(void **state)
+{
+    (void)state;
+    enum { N = 53 };
+    static const float values[] = { -INFINITY, -2, -0.0f, 0, 1, 3, 3, NAN, INFINITY };
+    float z[N], own[N];
+    ks_cand cand[N];
+    uint32_t x = 1;
+    ks_sampling p = plain();
+    p.temperature = 0;
+    for (uint32_t round = 0; round < 20000; round++) {
+        uint32_t n = 1 + round % N, kinds = 1 + round / N % KS_COUNT(values), best = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            x = x * 1664525u + 1013904223u;
+            z[i] = values[(x >> 16) % kinds];
+            if (round % 7 == 0) z[i] = NAN;
+            if (z[i] > z[best] || isnan(z[best])) best = i;
+        }
+        ks_sampler s;
+        assert_int_equal(ks_sampler_init(&s, &p, n, n, 1, NULL), 0);
+        assert_int_equal(ks_sample(&s, z, own, cand), best);
+        ks_sampler_fini(&s);
+    }
 }
 
 static void frequencies_follow_the_softmax(void **state)
@@ -115,7 +140,7 @@ static void penalties_lower_what_was_generated(void **state)
     (void)state;
     ks_sampler s;
     ks_cand cand[V];
-    float z[V];
+    float own[V];
     ks_sampling p = plain();
     p.temperature = 0;
     p.presence_penalty = 0.5f;
@@ -125,11 +150,10 @@ static void penalties_lower_what_was_generated(void **state)
     ks_sampler_accept(&s, 3, true);
     ks_sampler_accept(&s, 3, true);
     ks_sampler_accept(&s, 2, false);
-    memcpy(z, logits, sizeof z);
-    assert_int_equal(ks_sample(&s, z, cand), 4);
-    assert_float_equal(z[3], 3 / 1.5f - 0.5f - 0.2f, 1e-6);
-    assert_float_equal(z[2], 2 / 1.5f, 1e-6); /* in the prompt: repetition only */
-    assert_float_equal(z[4], 3, 0);
+    assert_int_equal(ks_sample(&s, logits, own, cand), 4);
+    assert_float_equal(own[3], 3 / 1.5f - 0.5f - 0.2f, 1e-6);
+    assert_float_equal(own[2], 2 / 1.5f, 1e-6); /* in the prompt: repetition only */
+    assert_float_equal(own[4], 3, 0);
     ks_sampler_fini(&s);
 }
 
@@ -139,7 +163,7 @@ static void bias_and_ids_without_a_token_are_respected(void **state)
     ks_sampler s;
     ks_cand cand[V];
     ks_err err;
-    float z[V] = { 0, 0, 0, 0, 0, 0, 0, 9 };
+    float z[V] = { 0, 0, 0, 0, 0, 0, 0, 9 }, own[V];
     int32_t ids[1] = { 2 };
     float bias[1] = { 5 };
     ks_sampling p = plain();
@@ -148,7 +172,7 @@ static void bias_and_ids_without_a_token_are_respected(void **state)
     p.bias_ids = ids;
     p.bias = bias;
     assert_int_equal(ks_sampler_init(&s, &p, V, 7, 1, NULL), 0); /* token 7 is padding of the head */
-    assert_int_equal(ks_sample(&s, z, cand), 2);
+    assert_int_equal(ks_sample(&s, z, own, cand), 2);
     ks_sampler_fini(&s);
     ids[0] = 8;
     assert_int_equal(ks_sampler_init(&s, &p, V, V, 1, &err), KS_E_INVAL);
@@ -205,6 +229,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(temperature_zero_takes_the_first_of_the_best),
+        cmocka_unit_test(the_best_is_found_wherever_it_lies),
         cmocka_unit_test(frequencies_follow_the_softmax),
         cmocka_unit_test(top_k_keeps_the_k_best_ties_to_the_lower_id),
         cmocka_unit_test(top_p_keeps_the_smallest_set_that_reaches_p),
