@@ -10,6 +10,7 @@
 #include "base/base.h"
 #include "base/clock.h"
 #include "base/hash.h"
+#include "cpu/cpu.h"
 #include <krasis/json.h>
 #include <math.h>
 
@@ -111,29 +112,31 @@ static int print_results(result *r, uint32_t n, ks_err *err)
     return rc;
 }
 
-static int parse_clients(const char *s, result *r, uint32_t cap, uint32_t *ret_n, ks_err *err)
+static int read_clients(const ks_config *c, result *r, uint32_t cap, uint32_t *ret_n, ks_err *err)
 {
-    uint32_t n = 0;
-    while (*s) {
-        char *end;
-        unsigned long v = strtoul(s, &end, 10);
-        if (end == s || v < 1 || v > KS_BENCH_CLIENTS || n == cap || (*end && *end != ','))
-            return ks_fail(err, KS_E_CONFIG, "--clients '%s': give up to %u numbers from 1 to %u, separated by commas",
-                           s, cap, KS_BENCH_CLIENTS);
-        r[n++].clients = (uint32_t)v;
-        s = *end ? end + 1 : end;
+    int64_t *v = NULL;
+    size_t n = 0;
+    int rc = ks_config_ints(c, "clients", &v, &n, err);
+    if (!rc && (n < 1 || n > cap))
+        rc = ks_fail(err, KS_E_CONFIG, "--clients '%s': give 1 to %u numbers", ks_config_str(c, "clients"), cap);
+    for (size_t i = 0; i < n && !rc; i++) {
+        r[i].clients = (uint32_t)v[i];
+        if (v[i] > KS_BENCH_CLIENTS)
+            rc =
+                ks_fail(err, KS_E_CONFIG, "--clients %lld: at most %u are measured", (long long)v[i], KS_BENCH_CLIENTS);
     }
-    *ret_n = n;
-    return n ? 0 : ks_fail(err, KS_E_CONFIG, "--clients is empty: give numbers of clients, separated by commas");
+    free(v);
+    *ret_n = (uint32_t)n;
+    return rc;
 }
 
-int ks_bench_clients(ks_app *a, const char *clients, uint32_t n_prompt, uint32_t n_new, bool json, ks_err *err)
+int ks_bench_clients(ks_app *a, uint32_t n_prompt, uint32_t n_new, bool json, ks_err *err)
 {
     result r[8] = { 0 };
     uint32_t n = 0;
     uint64_t seed = 1;
     double warm[2];
-    int rc = parse_clients(clients, r, 8, &n, err);
+    int rc = read_clients(a->config, r, KS_COUNT(r), &n, err);
     if (!rc) rc = one_run(a, 1, n_prompt, n_new, &seed, &warm[0], &warm[1], err);
     for (uint32_t k = 0; k < KS_BENCH_REPEATS && !rc; k++)
         for (uint32_t i = 0; i < n && !rc; i++)
@@ -144,16 +147,51 @@ int ks_bench_clients(ks_app *a, const char *clients, uint32_t n_prompt, uint32_t
     return 0;
 }
 
-int ks_cmd_bench(ks_config *c, ks_cli *cli)
+void ks_bench_machine(const ks_app *a, ks_jw *w)
+{
+    char names[512];
+    ks_jw_key(w, "machine");
+    ks_jw_object(w);
+    ks_jw_key(w, "cpu");
+    ks_jw_str(w, ks_cpu_brand());
+    ks_jw_key(w, "features");
+    ks_jw_str(w, ks_cpu_names(ks_cpu_features(), names, sizeof names));
+    ks_jw_key(w, "threads");
+    ks_jw_u64(w, a->n_threads);
+    ks_jw_key(w, "kernels");
+    ks_jw_array(w);
+    for (uint32_t i = 0; i < ks_registry_count(a->registry); i++) {
+        const ks_plugin_entry *p = ks_registry_entry(a->registry, i);
+        if (p->desc.kind == KS_KIND_KERNELS && p->state == KS_PLUGIN_OPEN) ks_jw_str(w, p->name);
+    }
+    ks_jw_array_end(w);
+    ks_jw_object_end(w);
+}
+
+static int bench_clients(ks_config *c, ks_err *err)
 {
     ks_app a = { 0 };
-    ks_err err = { 0 };
-    uint32_t n_new = (uint32_t)ks_config_int(c, "max-tokens");
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "bench takes no words: '%s'", cli->words[0])
-                          : ks_app_open(c, &a, &err);
+    const uint32_t n_new = (uint32_t)ks_config_int(c, "max-tokens");
+    int rc = ks_app_open(c, &a, err);
     if (!rc)
-        rc = ks_bench_clients(&a, ks_config_str(c, "clients"), (uint32_t)ks_config_int(c, "prompt-tokens"),
-                              n_new < 2 ? KS_BENCH_NEW_TOKENS : n_new, ks_config_bool(c, "json"), &err);
+        rc = ks_bench_clients(&a, (uint32_t)ks_config_int(c, "prompt-tokens"), n_new < 2 ? KS_BENCH_NEW_TOKENS : n_new,
+                              ks_config_bool(c, "json"), err);
     ks_app_close(&a);
+    return rc;
+}
+
+int ks_cmd_bench(ks_config *c, ks_cli *cli)
+{
+    ks_err err = { 0 };
+    const char *what = cli->n_words ? cli->words[0] : "";
+    int rc;
+    if (!*what)
+        rc = bench_clients(c, &err);
+    else if (strcmp(what, "cpu") == 0)
+        rc = ks_bench_cpu(c, &err);
+    else if (strcmp(what, "model") == 0)
+        rc = ks_bench_model(c, &err);
+    else
+        rc = ks_fail(&err, KS_E_CONFIG, "bench '%.64s': cpu and model are known, and no word for clients", what);
     return rc ? ks_app_fail(&err) : 0;
 }

@@ -96,7 +96,7 @@ int ks_cmd_serve(ks_config *c, ks_cli *cli)
     int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "serve takes no words: '%s'", cli->words[0])
                           : load(c, &a, &set, &err);
     if (!rc && ks_config_bool(c, "benchmark"))
-        rc = ks_bench_clients(&a, "1,16", KS_BENCH_PROMPT_TOKENS, KS_BENCH_NEW_TOKENS, false, &err);
+        rc = ks_bench_clients(&a, KS_BENCH_PROMPT_TOKENS, KS_BENCH_NEW_TOKENS, false, &err);
     if (!rc) rc = start_frontends(&a, &err);
     if (!rc) {
         int sig;

@@ -241,15 +241,28 @@ static int open_engine(ks_app *a, uint32_t context, ks_err *err)
     return rc;
 }
 
-int ks_app_open(ks_config *c, ks_app *a, ks_err *err)
+int ks_app_prepare(ks_config *c, ks_app *a, ks_err *err)
 {
     ks_plan plan;
     int rc;
     if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_app_model(a, err)) ||
-        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)) || (rc = ks_app_weights(a, err)) ||
-        (rc = open_text(a, err)))
+        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)))
         return rc;
-    return open_engine(a, plan.context, err);
+    a->context = plan.context;
+    return 0;
+}
+
+int ks_app_start(ks_app *a, ks_err *err)
+{
+    int rc = open_text(a, err);
+    return rc ? rc : open_engine(a, a->context, err);
+}
+
+int ks_app_open(ks_config *c, ks_app *a, ks_err *err)
+{
+    int rc;
+    if ((rc = ks_app_prepare(c, a, err)) || (rc = ks_app_weights(a, err))) return rc;
+    return ks_app_start(a, err);
 }
 
 void ks_app_close(ks_app *a)

@@ -22,7 +22,8 @@ typedef struct ks_app {
     char *dirs[8];
     uint32_t n_dirs;
     uint32_t n_threads;
-    char name[128]; /* of the model: the last part of its path */
+    uint32_t context; /* tokens of one sequence, as planned */
+    char name[128];   /* of the model: the last part of its path */
 } ks_app;
 
 /* Registry and pool only: what `plugins` and `check` need. */
@@ -31,8 +32,11 @@ KS_MUST_CHECK int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err);
 KS_MUST_CHECK int ks_app_open(ks_config *c, ks_app *a, ks_err *err);
 /* The checkpoint and its op list, no weights: for `check`. After ks_app_plugins. */
 KS_MUST_CHECK int ks_app_model(ks_app *a, ks_err *err);
-/* The weights, from the cache or quantized. After ks_app_model. */
+/* The same in three steps, for those who look at what lies between: all that is known before weights are read, with
+ * the check that they fit; the weights (after ks_app_model, or this); tokenizer and engine. */
+KS_MUST_CHECK int ks_app_prepare(ks_config *c, ks_app *a, ks_err *err);
 KS_MUST_CHECK int ks_app_weights(ks_app *a, ks_err *err);
+KS_MUST_CHECK int ks_app_start(ks_app *a, ks_err *err);
 void ks_app_close(ks_app *a); /* a zeroed or half-built app is fine */
 
 /* Weight types by class as the settings say. */

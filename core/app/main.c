@@ -96,7 +96,8 @@ static int run(ks_config *c, int argc, char **argv)
     if (cli.help) return print_help(&cli);
     if (cli.version) return print_version();
     const char *config = ks_config_str(c, "config");
-    if (*config && commands[i].run != ks_cmd_synth && ks_config_read_ini(c, config, KS_FROM_FILE, &err)) return usage(&err);
+    if (*config && commands[i].run != ks_cmd_synth && ks_config_read_ini(c, config, KS_FROM_FILE, &err))
+        return usage(&err);
     if (commands[i].run == ks_cmd_launch && read_saved(c, &err)) return usage(&err);
     setup_log(c);
     if (*ks_config_str(c, "note") && commands[i].run != ks_cmd_config)

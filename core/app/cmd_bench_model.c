@@ -1,0 +1,427 @@
+/* krasis bench model: reading prompts and writing text at real sizes, each held against the physical bound: the bytes
+ * and operations that the op list needs at least (cost.h), over the ceilings measured in the same seconds (rates.h).
+ *
+ *   ppN          a prompt of N random tokens alone, until its first token
+ *   tgN @ dD     N tokens after a context of D, whose pages are kept from one repeat to the next
+ *   tgN xB       B answers at the same time
+ *
+ * Every repeat runs all tests in turn, so that a slow phase of the machine hits them alike; medians are printed. */
+#include "app/bench.h"
+#include "app/client.h"
+#include "app/cost.h"
+#include "app/load.h"
+#include "base/base.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include <dirent.h>
+#include <fcntl.h>
+#include <krasis/json.h>
+#include <math.h>
+#include <unistd.h>
+
+#define REPEATS_MAX 64u
+#define TESTS_MAX 64u
+#define BATCH_MAX 256u
+#define FIRST_TOKENS 8u /* of a prompt at depth 0 */
+#define LISTS 3u
+
+typedef struct series {
+    double v[REPEATS_MAX];
+} series;
+
+typedef struct test {
+    char name[48];
+    bool prefill;
+    uint32_t tokens, depth, batch;  /* tokens to read, or to write */
+    int32_t *ids;                   /* (batch, depth + FIRST_TOKENS): the same in all repeats */
+    series rate, bound, part, ttft; /* tokens/s; tokens/s; the part that is reached; ms */
+    ks_cost cost;                   /* of the last repeat: one step, or one prompt */
+    ks_rates rates;
+} test;
+
+typedef struct bench {
+    ks_app a;
+    ks_meter meter;
+    test tests[TESTS_MAX];
+    uint32_t n, repeats;
+    uint64_t seed;
+    uint64_t *heat;   /* (2, n_layers, n_experts): before and after a run; NULL: no experts */
+    double load_s[2]; /* cold, warm */
+} bench;
+
+/* ---- one run */
+
+static int32_t draw(bench *b)
+{
+    return (int32_t)(ks_splitmix64(&b->seed) % b->a.model.graph.n_vocab);
+}
+
+/* Starts `batch` answers of n_new tokens and waits for them. ret_first: ms until the last one's first token; ret_rest:
+ * ms from there to the end of all. */
+static int run_clients(bench *b, const int32_t *ids, uint32_t batch, uint32_t n_prompt, uint32_t n_new,
+                       double *ret_first, double *ret_rest, ks_err *err)
+{
+    ks_client cl[BATCH_MAX];
+    uint64_t t0 = ks_now_ns();
+    uint32_t begun = 0;
+    double first = 0;
+    int rc = 0;
+    for (; begun < batch && !rc; begun++) {
+        ks_request rq = { .size = (uint32_t)sizeof rq,
+                          .n = 1,
+                          .ids = ids + (size_t)begun * n_prompt,
+                          .n_ids = n_prompt,
+                          .max_tokens = (int32_t)n_new,
+                          .n_logprobs = -1,
+                          .ignore_eos = 1 };
+        ks_sampling_init(&rq.sampling);
+        rq.sampling.temperature = 0;
+        ks_client_init(&cl[begun], ks_engine_api_get(), b->a.engine, NULL);
+        if ((rc = ks_client_begin(&cl[begun], &rq, err))) ks_client_fini(&cl[begun--]);
+    }
+    for (uint32_t i = 0; i < begun; i++) {
+        int rc2 = ks_client_wait(&cl[i], rc ? NULL : err);
+        if (!rc) rc = rc2;
+        first = fmax(first, cl[i].usage.queue_ms + cl[i].usage.prefill_ms);
+        ks_client_fini(&cl[i]);
+    }
+    *ret_first = first;
+    *ret_rest = (double)(ks_now_ns() - t0) / 1e6 - first;
+    return rc;
+}
+
+/* Pairs routed by the run between the two snapshots. */
+static const uint64_t *heat_of_run(bench *b)
+{
+    const size_t n = (size_t)b->a.model.graph.n_layers * b->a.model.graph.n_experts;
+    if (!b->heat || ks_engine_heat(b->a.engine, b->heat + n, NULL)) return NULL; /* uniform is the next best guess */
+    for (size_t i = 0; i < n; i++) b->heat[n + i] -= b->heat[i];
+    return b->heat + n;
+}
+
+static ks_rates mean_of(ks_rates x, ks_rates y)
+{
+    return (ks_rates) { (x.read + y.read) / 2, (x.int8 + y.int8) / 2, (x.f32 + y.f32) / 2 };
+}
+
+static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
+{
+    const uint32_t n_prompt = t->prefill ? t->tokens : t->depth + FIRST_TOKENS, n_new = t->prefill ? 1 : t->tokens + 1;
+    double first, rest;
+    if (t->prefill)
+        for (uint32_t i = 0; i < n_prompt; i++) t->ids[i] = draw(b);
+    ks_rates before = ks_meter_rates(&b->meter);
+    if (b->heat && ks_engine_heat(b->a.engine, b->heat, NULL)) {
+        free(b->heat); /* a device that does not count: all experts are taken to be asked for alike */
+        b->heat = NULL;
+    }
+    int rc = run_clients(b, t->ids, t->batch, n_prompt, n_new, &first, &rest, err);
+    if (rc) return rc;
+    ks_load l = { .n_seqs = t->batch, .rows = 1, .outs = 1, .kv_type = ks_app_kv_type(b->a.config) };
+    l.heat = heat_of_run(b);
+    t->rates = mean_of(before, ks_meter_rates(&b->meter));
+    if (t->prefill)
+        l.rows = t->tokens;
+    else
+        l.pos = n_prompt + t->tokens / 2.0;
+    ks_cost_count(&b->a.model.graph, &l, &t->cost);
+    const double ms = t->prefill ? first : rest / t->tokens, unit = t->prefill ? t->tokens : t->batch;
+    t->rate.v[repeat] = unit * 1000 / ms;
+    t->bound.v[repeat] = unit / ks_cost_seconds(&t->cost, &t->rates);
+    t->part.v[repeat] = t->rate.v[repeat] / t->bound.v[repeat];
+    t->ttft.v[repeat] = first;
+    return 0;
+}
+
+/* ---- which tests */
+
+static int add_test(bench *b, bool prefill, uint32_t tokens, uint32_t depth, uint32_t batch, ks_err *err)
+{
+    const uint64_t need = prefill ? tokens + 1ull : (uint64_t)depth + FIRST_TOKENS + tokens + 1;
+    if (b->n == TESTS_MAX) return ks_fail(err, KS_E_CONFIG, "more than %u tests: give fewer numbers", TESTS_MAX);
+    if (need > b->a.context)
+        return ks_fail(err, KS_E_CONFIG, "a test needs %llu tokens, one conversation holds %u: raise --context",
+                       (unsigned long long)need, b->a.context);
+    test *t = &b->tests[b->n];
+    *t = (test) { .prefill = prefill, .tokens = tokens, .depth = depth, .batch = batch };
+    if (prefill)
+        (void)snprintf(t->name, sizeof t->name, "pp%u", tokens);
+    else if (batch > 1)
+        (void)snprintf(t->name, sizeof t->name, "tg%u x%u", tokens, batch);
+    else
+        (void)snprintf(t->name, sizeof t->name, "tg%u @ d%u", tokens, depth);
+    t->ids = ks_calloc((size_t)batch * (prefill ? tokens : depth + FIRST_TOKENS), sizeof *t->ids);
+    if (!t->ids) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompts");
+    for (size_t i = 0; !prefill && i < (size_t)batch * (depth + FIRST_TOKENS); i++) t->ids[i] = draw(b);
+    b->n++;
+    return 0;
+}
+
+static int add_tests(bench *b, ks_err *err)
+{
+    static const char *const names[LISTS] = { "prompts", "depths", "batches" };
+    const ks_config *c = b->a.config;
+    const int64_t most = ks_config_int(c, "max-running"), tokens = ks_config_int(c, "max-tokens");
+    const uint32_t n_new = tokens ? (uint32_t)tokens : KS_BENCH_NEW_TOKENS;
+    int rc = 0;
+    for (uint32_t k = 0; k < LISTS && !rc; k++) {
+        int64_t *v = NULL;
+        size_t n = 0;
+        rc = ks_config_ints(c, names[k], &v, &n, err);
+        for (size_t i = 0; i < n && !rc; i++) {
+            if (k == 0)
+                rc = v[i] ? add_test(b, true, (uint32_t)v[i], 0, 1, err) : 0;
+            else if (k == 1)
+                rc = add_test(b, false, n_new, (uint32_t)v[i], 1, err);
+            else if (v[i] > KS_MIN(most, (int64_t)BATCH_MAX))
+                rc = ks_fail(err, KS_E_CONFIG, "--batches %lld: at most --max-running (%lld) and %u run together",
+                             (long long)v[i], (long long)most, BATCH_MAX);
+            else if (v[i] > 1) /* one alone is depth 0 */
+                rc = add_test(b, false, n_new, 0, (uint32_t)v[i], err);
+        }
+        free(v);
+    }
+    return rc;
+}
+
+/* ---- loading */
+
+/* Drops the cached weights from the page cache, as far as the kernel agrees: nothing depends on it but a time. */
+static void forget_cache(const ks_config *c)
+{
+    ks_err err;
+    const char *set = ks_config_str(c, "cache-dir");
+    char *home = *set ? NULL : ks_home(&err), *own = home ? ks_path_join(home, "cache") : NULL;
+    const char *dir = *set ? set : own;
+    DIR *d = dir ? opendir(dir) : NULL;
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        const char *dot = strrchr(e->d_name, '.');
+        char *path = dot && strcmp(dot, ".kw") == 0 ? ks_path_join(dir, e->d_name) : NULL;
+        int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+        if (fd >= 0) {
+            (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+            (void)close(fd);
+        }
+        free(path);
+    }
+    if (d) (void)closedir(d);
+    free(own);
+    free(home);
+}
+
+static int open_weights(bench *b, ks_err *err)
+{
+    ks_app *a = &b->a;
+    int rc = ks_app_weights(a, err); /* builds the cache if there is none */
+    for (int warm = 0; warm < 2 && !rc; warm++) {
+        ks_store_close(a->store);
+        a->store = NULL;
+        if (!warm) forget_cache(a->config);
+        uint64_t t0 = ks_now_ns();
+        rc = ks_app_weights(a, err);
+        b->load_s[warm] = (double)(ks_now_ns() - t0) * 1e-9;
+    }
+    return rc;
+}
+
+/* ---- results */
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void sort(const bench *b, series *s)
+{
+    qsort(s->v, b->repeats, sizeof s->v[0], by_value);
+}
+
+static double median(const bench *b, const series *s) /* sorted */
+{
+    return b->repeats % 2 ? s->v[b->repeats / 2] : (s->v[b->repeats / 2 - 1] + s->v[b->repeats / 2]) / 2;
+}
+
+/* Multiply-adds of bytes, all useful, as a part of the measured peak. */
+static double int8_part(const bench *b, const test *t)
+{
+    return t->cost.mac_int8 * median(b, &t->rate) / (t->prefill ? t->tokens : t->batch) / t->rates.int8;
+}
+
+static void print_table(const bench *b)
+{
+    const ks_rates *r = &b->tests[0].rates;
+    double bytes = (double)ks_store_bytes(b->a.store);
+    printf("%s: %u layers, %.2f GB of weights, %u threads\n", b->a.name, b->a.model.graph.n_layers, bytes / 1e9,
+           b->a.n_threads);
+    printf("ceilings: read %.1f GB/s (%s), int8 %.0f Gmac/s (%s), f32 %.0f Gmac/s (%s)\n", r->read / 1e9,
+           b->meter.best[KS_CEIL_READ]->name, r->int8 / 1e9,
+           b->meter.best[KS_CEIL_INT8] ? b->meter.best[KS_CEIL_INT8]->name : "as f32", r->f32 / 1e9,
+           b->meter.best[KS_CEIL_F32]->name);
+    printf("load: cold %.2f s (%.2f GB/s), warm %.2f s (%.2f GB/s)\n\n", b->load_s[0], bytes / 1e9 / b->load_s[0],
+           b->load_s[1], bytes / 1e9 / b->load_s[1]);
+    printf("%-16s %27s %9s %-10s %19s %7s %9s %10s\n", "test", "tok/s (min - max)", "bound", "by", "% of bound", "GB/s",
+           "% of int8", "TTFT ms");
+    for (uint32_t i = 0; i < b->n; i++) {
+        const test *t = &b->tests[i];
+        double rate = median(b, &t->rate), steps = rate / (t->prefill ? t->tokens : t->batch);
+        printf("%-16s %9.2f (%7.2f - %7.2f) %9.2f %-10s %5.1f (%5.1f - %5.1f) %7.1f %9.1f %10.1f\n", t->name, rate,
+               t->rate.v[0], t->rate.v[b->repeats - 1], median(b, &t->bound), ks_cost_limit(&t->cost, &t->rates),
+               100 * median(b, &t->part), 100 * t->part.v[0], 100 * t->part.v[b->repeats - 1],
+               ks_cost_bytes(&t->cost) * steps / 1e9, 100 * int8_part(b, t), median(b, &t->ttft));
+    }
+}
+
+static void put(ks_jw *w, const char *key, double v)
+{
+    ks_jw_key(w, key);
+    ks_jw_f64(w, v);
+}
+
+static void put_series(const bench *b, ks_jw *w, const char *key, const series *s)
+{
+    ks_jw_key(w, key);
+    ks_jw_object(w);
+    put(w, "median", median(b, s));
+    put(w, "min", s->v[0]);
+    put(w, "max", s->v[b->repeats - 1]);
+    ks_jw_object_end(w);
+}
+
+static void put_cost(ks_jw *w, const ks_cost *c)
+{
+    static const char *const classes[] = {
+#define KS_CLS_NAME(name, num, text) [num] = text,
+        KS_CLS_MAP(KS_CLS_NAME)
+#undef KS_CLS_NAME
+    };
+    ks_jw_key(w, "weight_bytes_by_class");
+    ks_jw_object(w);
+    for (uint32_t i = 0; i < KS_COUNT(classes); i++)
+        if (c->class_bytes[i] > 0) put(w, classes[i], c->class_bytes[i]);
+    ks_jw_object_end(w);
+    ks_jw_key(w, "weight_bytes_by_type");
+    ks_jw_object(w);
+    for (uint32_t i = 0; i < KS_COUNT(c->type_bytes); i++)
+        if (c->type_bytes[i] > 0) put(w, ks_type_name(i), c->type_bytes[i]);
+    ks_jw_object_end(w);
+    put(w, "weight_bytes", c->weight_bytes);
+    put(w, "kv_bytes", c->kv_bytes);
+    put(w, "state_bytes", c->state_bytes);
+    put(w, "int8_macs", c->mac_int8);
+    put(w, "f32_macs", c->mac_f32);
+    put(w, "experts_touched", c->experts);
+}
+
+static void put_test(const bench *b, ks_jw *w, const test *t)
+{
+    ks_jw_object(w);
+    ks_jw_key(w, "test");
+    ks_jw_str(w, t->name);
+    put(w, "tokens", t->tokens);
+    put(w, "depth", t->depth);
+    put(w, "batch", t->batch);
+    put_series(b, w, "tok_s", &t->rate);
+    put_series(b, w, "fraction_of_bound", &t->part);
+    put_series(b, w, "ttft_ms", &t->ttft);
+    put_series(b, w, "bound_tok_s", &t->bound);
+    ks_jw_key(w, "bound_by");
+    ks_jw_str(w, ks_cost_limit(&t->cost, &t->rates));
+    put(w, "fraction_of_int8_peak", int8_part(b, t));
+    ks_jw_key(w, t->prefill ? "needs_of_prompt" : "needs_of_step");
+    ks_jw_object(w);
+    put_cost(w, &t->cost);
+    ks_jw_object_end(w);
+    ks_jw_key(w, "ceilings");
+    ks_jw_object(w);
+    put(w, "read_bytes_s", t->rates.read);
+    put(w, "int8_macs_s", t->rates.int8);
+    put(w, "f32_macs_s", t->rates.f32);
+    ks_jw_object_end(w);
+    ks_jw_object_end(w);
+}
+
+static int print_json(const bench *b, ks_err *err)
+{
+    ks_jw w;
+    ks_jw_init(&w);
+    ks_jw_object(&w);
+    ks_bench_machine(&b->a, &w);
+    ks_jw_key(&w, "model");
+    ks_jw_object(&w);
+    ks_jw_key(&w, "name");
+    ks_jw_str(&w, b->a.name);
+    ks_jw_key(&w, "arch");
+    ks_jw_str(&w, b->a.model.arch);
+    put(&w, "layers", b->a.model.graph.n_layers);
+    put(&w, "weight_bytes", (double)ks_store_bytes(b->a.store));
+    ks_jw_object_end(&w);
+    put(&w, "load_cold_s", b->load_s[0]);
+    put(&w, "load_warm_s", b->load_s[1]);
+    put(&w, "repeats", b->repeats);
+    ks_jw_key(&w, "results");
+    ks_jw_array(&w);
+    for (uint32_t i = 0; i < b->n; i++) put_test(b, &w, &b->tests[i]);
+    ks_jw_array_end(&w);
+    ks_jw_object_end(&w);
+    int rc = ks_jw_done(&w) ? ks_fail(err, KS_E_NOMEM, "out of memory for the result") : 0;
+    if (!rc) puts(w.text);
+    ks_jw_fini(&w);
+    return rc;
+}
+
+/* ---- the command */
+
+static int measure(bench *b, ks_err *err)
+{
+    const ks_graph *g = &b->a.model.graph;
+    int rc = 0;
+    if (g->n_experts) {
+        b->heat = ks_calloc((size_t)g->n_layers * g->n_experts, 2 * sizeof *b->heat);
+        if (!b->heat) return ks_fail(err, KS_E_NOMEM, "out of memory for the routing counts");
+    }
+    /* Once for nothing: contexts are read into the cache, code and tables are touched. */
+    for (uint32_t i = 0; i < b->n && !rc; i++) {
+        ks_log(KS_LOG_INFO, "bench", "warming up %s", b->tests[i].name);
+        rc = run_test(b, &b->tests[i], 0, err);
+    }
+    for (uint32_t k = 0; k < b->repeats && !rc; k++) {
+        for (uint32_t i = 0; i < b->n && !rc; i++) rc = run_test(b, &b->tests[i], k, err);
+        ks_log(KS_LOG_INFO, "bench", "repeat %u of %u is done", k + 1, b->repeats);
+    }
+    for (uint32_t i = 0; i < b->n && !rc; i++) {
+        sort(b, &b->tests[i].rate);
+        sort(b, &b->tests[i].bound);
+        sort(b, &b->tests[i].part);
+        sort(b, &b->tests[i].ttft);
+    }
+    return rc;
+}
+
+int ks_bench_model(ks_config *c, ks_err *err)
+{
+    bench *b = ks_calloc(1, sizeof *b);
+    if (!b) return ks_fail(err, KS_E_NOMEM, "out of memory for the results");
+    b->repeats = (uint32_t)KS_MIN(ks_config_int(c, "repeats"), (int64_t)REPEATS_MAX);
+    b->seed = 1;
+    int rc = ks_app_prepare(c, &b->a, err);
+    if (!rc) rc = add_tests(b, err);
+    if (!rc) rc = open_weights(b, err);
+    if (!rc) rc = ks_app_start(&b->a, err);
+    if (!rc) rc = ks_meter_open(&b->meter, b->a.pool, err);
+    if (!rc && !b->n) rc = ks_fail(err, KS_E_CONFIG, "no test: give --prompts, --depths or --batches");
+    if (!rc) rc = measure(b, err);
+    if (!rc && ks_config_bool(c, "json"))
+        rc = print_json(b, err);
+    else if (!rc)
+        print_table(b);
+    for (uint32_t i = 0; i < b->n; i++) free(b->tests[i].ids);
+    ks_meter_close(&b->meter);
+    ks_app_close(&b->a);
+    free(b->heat);
+    free(b);
+    return rc;
+}
