@@ -1,5 +1,6 @@
 /* ATTN over F32, BF16 and F8E4M3 caches: attn_impl.h with vectors of 8. [worker] */
 #include "attn_vec.h"
+#include "rows.h"
 
 #include "attn_impl.h"
 

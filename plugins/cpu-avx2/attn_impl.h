@@ -15,7 +15,6 @@
 #define KS_AVX2_ATTN_IMPL_H
 
 #include "attn_keys.h"
-#include "rows.h"
 
 #include <math.h>
 
@@ -129,7 +128,7 @@ static void softmax(const tile *t, uint32_t q, uint32_t i0, uint32_t i1)
         max = v_max(max, v[i]);
     }
     float block_max = v_max_lanes(max), m_new = block_max > *m ? block_max : *m;
-    float keep = *m == m_new ? 1.0f : *m == -INFINITY ? 0.0f : exp_1(*m - m_new);
+    float keep = *m == m_new ? 1.0f : *m == -INFINITY ? 0.0f : v_exp_1(*m - m_new);
     for (uint32_t i = 0; i < KEYS / LANES; i++) {
         vec p = v_exp(v_sub(v[i], v_set1(m_new)));
         if (!all) p = v_in_range(p, i * LANES, i0, i1, v_set1(0));
@@ -292,7 +291,7 @@ static void span_end(const tile *t)
             continue;
         }
         float m = mem->m[q] > mem->m_all[q] ? mem->m[q] : mem->m_all[q];
-        float old = exp_1(mem->m_all[q] - m), new = exp_1(mem->m[q] - m);
+        float old = v_exp_1(mem->m_all[q] - m), new = v_exp_1(mem->m[q] - m);
         blend(output(t, q), old, o, new, t->n_d);
         mem->l_all[q] = mem->l_all[q] * old + mem->l[q] * new;
         mem->m_all[q] = m;
@@ -310,8 +309,8 @@ static void finish(const tile *t)
         }
         if (t->a->sinks) {
             float sink = t->a->sinks[t->h0 + q % t->n_h], m = sink > mem->m_all[q] ? sink : mem->m_all[q];
-            f = exp_1(mem->m_all[q] - m);
-            den = den * f + exp_1(sink - m);
+            f = v_exp_1(mem->m_all[q] - m);
+            den = den * f + v_exp_1(sink - m);
         }
         if (t->type == KS_T_F8E4M3) f *= 256.0f;
         scale(output(t, q), f / den, t->n_d);

@@ -116,14 +116,11 @@ KS_INLINE void turn_f8(const uint8_t *const k[KEYS], size_t at, uint32_t n, floa
         for (uint32_t i = 0; i < 16; i++) f8_32(r[i], 1, dst + i * KEYS);
 }
 
-/* 8 columns of 16 keys, in the order that bf16_16 wants. */
+/* 8 columns of 16 keys. */
 KS_INLINE void turn_bf16(const uint8_t *const *k, size_t at, uint32_t n, float *dst)
 {
     __m256i r[8], t[8];
-    for (uint32_t i = 0; i < 8; i++) {
-        uint32_t from = i % 4 + i / 4 * 8;
-        r[i] = load_two(k[from] + at, k[from + 4] + at, 2 * n);
-    }
+    for (uint32_t i = 0; i < 8; i++) r[i] = load_two(k[bf16_place(i, 0)] + at, k[bf16_place(i, 1)] + at, 2 * n);
     for (uint32_t i = 0; i < 4; i++) {
         t[2 * i] = _mm256_unpacklo_epi16(r[i], r[i + 4]);
         t[2 * i + 1] = _mm256_unpackhi_epi16(r[i], r[i + 4]);
@@ -133,8 +130,8 @@ KS_INLINE void turn_bf16(const uint8_t *const *k, size_t at, uint32_t n, float *
         r[2 * i + 1] = _mm256_unpackhi_epi16(t[i], t[i + 4]);
     }
     for (uint32_t i = 0; i < 4; i++) {
-        bf16_16(_mm256_unpacklo_epi16(r[i], r[i + 4]), dst + 2 * i * KEYS);
-        bf16_16(_mm256_unpackhi_epi16(r[i], r[i + 4]), dst + (2 * i + 1) * KEYS);
+        bf16_unpack(_mm256_unpacklo_epi16(r[i], r[i + 4]), dst + 2 * i * KEYS);
+        bf16_unpack(_mm256_unpackhi_epi16(r[i], r[i + 4]), dst + (2 * i + 1) * KEYS);
     }
 }
 
@@ -197,7 +194,7 @@ KS_INLINE void strip_bf16(const uint8_t *p, uint32_t n, float *dst)
     for (; i < n; i += 16) {
         __m256i words = n - i >= 16 ? _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * i))
                                     : load_some(p + 2 * i, 2 * (n - i));
-        bf16_16(_mm256_permute4x64_epi64(words, 0xd8), dst + i);
+        bf16_16(words, dst + i);
     }
     for (; i < V_STRIP; i += LANES) v_store(dst + i, v_set1(0));
 }

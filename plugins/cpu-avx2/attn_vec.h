@@ -101,6 +101,11 @@ KS_INLINE vec v_exp(vec v)
     return exp_8(v);
 }
 
+KS_INLINE float v_exp_1(float f)
+{
+    return exp_1(f);
+}
+
 KS_INLINE vec v_tanh(vec v)
 {
     return tanh_8(v);
@@ -115,13 +120,25 @@ KS_INLINE vec v_in_range(vec v, uint32_t first, uint32_t i0, uint32_t i1, vec ot
     return _mm256_blendv_ps(v, other, _mm256_castsi256_ps(out));
 }
 
-/* 16 bf16 as floats: words 0..7 from the lower four of each half, 8..15 from the upper ones. Within the halves,
- * unpacking is faster than a conversion that crosses them. */
-KS_INLINE void bf16_16(__m256i words, float *dst)
+/* 16 bf16 as floats: words 0..7 lie in the lower four of each half, 8..15 in the upper ones, since unpacking within the
+ * halves is faster than a conversion that crosses them. */
+KS_INLINE void bf16_unpack(__m256i words, float *dst)
 {
     const __m256i zero = _mm256_setzero_si256();
     _mm256_storeu_ps(dst, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words)));
     _mm256_storeu_ps(dst + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words)));
+}
+
+/* What word i of each half is in that order. */
+KS_INLINE uint32_t bf16_place(uint32_t i, uint32_t half)
+{
+    return i % 4 + i / 4 * 8 + half * 4;
+}
+
+/* 16 bf16 in plain order. */
+KS_INLINE void bf16_16(__m256i words, float *dst)
+{
+    bf16_unpack(_mm256_permute4x64_epi64(words, 0xd8), dst);
 }
 
 /* e4m3 in the upper byte of each word as f16 with an exponent that is 8 too small. Exact, denormals included. nans:
