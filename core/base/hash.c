@@ -27,9 +27,14 @@ ks_hash128 ks_hash(const void *p, size_t n)
 
 ks_hasher *ks_hasher_new(void)
 {
-    XXH3_state_t *s = XXH3_createState();
-    if (s) (void)XXH3_128bits_reset(s); /* fails for NULL only */
-    return (ks_hasher *)s;
+    ks_hasher *h = (ks_hasher *)XXH3_createState();
+    if (h) ks_hasher_reset(h);
+    return h;
+}
+
+void ks_hasher_reset(ks_hasher *h)
+{
+    (void)XXH3_128bits_reset(state_of(h)); /* fails for NULL only */
 }
 
 void ks_hasher_add(ks_hasher *h, const void *p, size_t n)

@@ -24,6 +24,7 @@ static inline uint64_t ks_splitmix64(uint64_t *state)
 /* Incremental form; the result equals ks_hash over all pieces in order. */
 typedef struct ks_hasher ks_hasher;
 ks_hasher *ks_hasher_new(void); /* NULL: out of memory */
+void ks_hasher_reset(ks_hasher *h);
 void ks_hasher_add(ks_hasher *h, const void *p, size_t n);
 ks_hash128 ks_hasher_end(const ks_hasher *h);
 void ks_hasher_free(ks_hasher *h);

@@ -60,9 +60,21 @@ static void amount(const ks_progress *p, uint64_t n, char dst[40])
         (void)snprintf(dst, 40, "%.0f", (double)n / 1e6);
 }
 
+/* As coarse as it is uncertain. */
+static void rest(double seconds, char dst[32])
+{
+    const unsigned s = (unsigned)KS_MIN(seconds + 0.5, 1e6); /* a larger one is no estimate any more */
+    if (s >= 3600)
+        (void)snprintf(dst, 32, ", %u:%02u h left", s / 3600, s / 60 % 60);
+    else if (s >= 60)
+        (void)snprintf(dst, 32, ", %u:%02u min left", s / 60, s % 60);
+    else
+        (void)snprintf(dst, 32, ", %u s left", s);
+}
+
 static void draw(ks_progress *p, uint64_t now, bool last)
 {
-    char of[48] = "", rate[48] = "", bar[32] = "", percent[16] = "", have[40], all[40];
+    char of[48] = "", rate[48] = "", left[32] = "", bar[32] = "", percent[16] = "", have[40], all[40];
     uint64_t done = atomic_load_explicit(&p->done, memory_order_relaxed);
     double seconds = (double)(now - p->start_ns) / 1e9, part = p->total ? (double)done / (double)p->total : 0;
     const char *unit = !p->bytes ? p->unit : p->total >= 10000000000u ? "GB" : "MB";
@@ -72,13 +84,14 @@ static void draw(ks_progress *p, uint64_t now, bool last)
         (void)snprintf(of, sizeof of, "/%s", all);
         (void)snprintf(percent, sizeof percent, " %3.0f%%", part > 1 ? 100.0 : part * 100);
     }
+    if (!last && part > 0 && part < 1) rest(seconds / part * (1 - part), left);
     if (p->bytes && seconds > 0) (void)snprintf(rate, sizeof rate, ", %.2f GB/s", (double)done / 1e9 / seconds);
     if (p->terminal && p->total) {
         int full = (int)(KS_MIN(part, 1.0) * 20);
         (void)snprintf(bar, sizeof bar, " [%.*s%*s]", full, "####################", 20 - full, "");
     }
-    (void)fprintf(stderr, "%s%s%s%s %s%s %s%s%s", p->terminal ? "\r\033[K" : "", p->what, bar, percent, have, of, unit,
-                  rate, p->terminal && !last ? "" : "\n");
+    (void)fprintf(stderr, "%s%s%s%s %s%s %s%s%s%s", p->terminal ? "\r\033[K" : "", p->what, bar, percent, have, of,
+                  unit, rate, left, p->terminal && !last ? "" : "\n");
     (void)fflush(stderr); /* a bar that cannot be shown is no reason to stop */
     atomic_store(&p->shown, true);
     atomic_store(&drawn, p->terminal && !last);

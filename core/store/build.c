@@ -14,7 +14,8 @@ int ks__builder_init(ks_builder *b, const ks_plan *p, const ks_ckpt *c, ks_err *
     b->fetch.c = c;
     b->fetch.raw = ks_calloc(p->raw_bytes + 64, 1);
     b->floats = ks_calloc(p->floats + 16, sizeof *b->floats);
-    if (b->fetch.raw && b->floats) return 0;
+    b->hasher = ks_hasher_new();
+    if (b->fetch.raw && b->floats && b->hasher) return 0;
     ks__builder_fini(b);
     return ks_fail(err, KS_E_NOMEM, "out of memory: a worker that reads the model needs %zu bytes",
                    p->raw_bytes + p->floats * sizeof(float));
@@ -25,6 +26,7 @@ void ks__builder_fini(ks_builder *b)
     if (!b) return;
     free(b->fetch.raw);
     free(b->floats);
+    ks_hasher_free(b->hasher);
     memset(b, 0, sizeof *b);
 }
 

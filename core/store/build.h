@@ -7,7 +7,8 @@
 typedef struct ks_builder {
     const ks_plan *plan;
     ks_fetch fetch;
-    float *floats; /* plan->floats */
+    float *floats;     /* plan->floats */
+    ks_hasher *hasher; /* for ks__cache_get */
 } ks_builder;
 
 KS_MUST_CHECK int ks__builder_init(ks_builder *b, const ks_plan *p, const ks_ckpt *c, ks_err *err);

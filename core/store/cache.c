@@ -4,6 +4,7 @@
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "cpu/cpu.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -14,7 +15,8 @@
 #define MAGIC "KSWEIGHT"
 #define VERSION 1u /* of the file format */
 #define ALIGN_BYTES 4096u
-#define JOURNAL_TAG 0x4b534a31u /* "KSJ1" */
+#define STEP_BYTES ((size_t)256 << 10) /* between two of the system call and the second-level cache */
+#define JOURNAL_TAG 0x4b534a31u        /* "KSJ1" */
 
 typedef struct head {
     char magic[8];
@@ -235,16 +237,37 @@ int ks__cache_set_current(const ks_cache *x, ks_err *err)
     return rc;
 }
 
-int ks__cache_get(const ks_cache *x, uint32_t i, void *dst, ks_err *err)
+int ks__cache_read(const ks_cache *x, uint64_t off, void *dst, size_t n, ks_err *err)
+{
+    return read_at(x->fd, x->path, x->payload_off + off, dst, n, err);
+}
+
+static int check_hash(const ks_cache *x, uint32_t i, ks_hash128 h, ks_err *err)
 {
     const ks_block *k = &x->plan->blocks[i];
-    int rc = read_at(x->fd, x->path, x->payload_off + k->off, dst, k->bytes, err);
-    if (rc != 0) return rc;
-    ks_hash128 h = ks_hash(dst, k->bytes);
     if (h.lo == x->table[i].lo && h.hi == x->table[i].hi) return 0;
     return ks_fail(err, KS_E_FORMAT, "'%s': the bytes from %" PRIu64 " to %" PRIu64 " (weight '%s') are damaged",
                    x->path, x->payload_off + k->off, x->payload_off + k->off + k->bytes - 1,
                    x->plan->weights[k->weight].w.name);
+}
+
+int ks__cache_check(const ks_cache *x, uint32_t i, const void *data, ks_err *err)
+{
+    return check_hash(x, i, ks_hash(data, x->plan->blocks[i].bytes), err);
+}
+
+int ks__cache_get(const ks_cache *x, uint32_t i, void *dst, ks_hasher *h, ks_err *err)
+{
+    const ks_block *k = &x->plan->blocks[i];
+    uint8_t *p = dst;
+    ks_hasher_reset(h);
+    for (size_t at = 0, n; at < k->bytes; at += n) { /* hashed while it is in the core's own cache */
+        n = KS_MIN(STEP_BYTES, k->bytes - at);
+        int rc = ks__cache_read(x, k->off + at, p + at, n, err);
+        if (rc != 0) return rc;
+        ks_hasher_add(h, p + at, n);
+    }
+    return check_hash(x, i, ks_hasher_end(h), err);
 }
 
 /* ---- building */
@@ -366,6 +389,8 @@ int ks__cache_commit(ks_cache *x, ks_err *err)
     if (rc != 0) return rc;
     if (fsync(x->fd) != 0 || rename(x->part_path, x->path) != 0)
         return ks_fail(err, KS_E_IO, "cannot finish '%s': %s", x->part_path, strerror(errno));
+    /* Beside the arena there is no room to keep it for the next start: then it need not push out other files. */
+    if (x->file_bytes > ks_ram_available_bytes()) (void)posix_fadvise(x->fd, 0, 0, POSIX_FADV_DONTNEED);
     rc = sync_dir(x, err);
     if (rc == 0) rc = ks__cache_set_current(x, err);
     if (rc == 0) rc = remove_file(x->journal_path, err);

@@ -6,7 +6,7 @@
  *   KEY.lock     flock()ed by the one process that builds
  *
  * KEY hashes the source's fingerprint and everything that determines the bytes, so files of different settings or
- * models of the same name lie side by side. All [main] but ks__cache_put and ks__cache_get, which are [any]. */
+ * models of the same name lie side by side. All [main] but ks__cache_put, _get, _read and _check, which are [any]. */
 #ifndef KS_STORE_CACHE_H
 #define KS_STORE_CACHE_H
 
@@ -44,8 +44,11 @@ bool ks__cache_replaced(const ks_cache *x);
 /* True if the source's files are untouched since the cache was last found equal to them. */
 bool ks__cache_is_current(const ks_cache *x);
 KS_MUST_CHECK int ks__cache_set_current(const ks_cache *x, ks_err *err);
-/* Reads block i and holds it against its hash: KS_E_FORMAT if they differ. */
-KS_MUST_CHECK int ks__cache_get(const ks_cache *x, uint32_t i, void *dst, ks_err *err);
+/* Reads block i and holds it against its hash: KS_E_FORMAT if they differ. h: the caller's, for any use. */
+KS_MUST_CHECK int ks__cache_get(const ks_cache *x, uint32_t i, void *dst, ks_hasher *h, ks_err *err);
+/* The two halves: bytes [off, off + n) of the payload; a block's bytes against its hash. */
+KS_MUST_CHECK int ks__cache_read(const ks_cache *x, uint64_t off, void *dst, size_t n, ks_err *err);
+KS_MUST_CHECK int ks__cache_check(const ks_cache *x, uint32_t i, const void *data, ks_err *err);
 
 /* Waits until no other process builds this file. */
 KS_MUST_CHECK int ks__cache_lock(ks_cache *x, ks_err *err);

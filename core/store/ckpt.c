@@ -306,6 +306,23 @@ int ks_ckpt_meta(const ks_ckpt *c, const char *key, uint64_t index, ks_value *re
     return s->io->meta(s->file, key, index, ret, err);
 }
 
+uint64_t ks_ckpt_bytes(const ks_ckpt *c)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < c->n_shards; i++) sum += c->shards[i].bytes; /* of files: no overflow */
+    return sum;
+}
+
+void ks_ckpt_forget_pages(const ks_ckpt *c)
+{
+    for (uint32_t i = 0; i < c->n_shards; i++) { /* the pages belong to the file, whoever opens it */
+        int fd = open(c->shards[i].path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0) continue;
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        (void)close(fd); /* nothing was written */
+    }
+}
+
 /* ---- identity */
 
 uint64_t ks_ckpt_stamp(const ks_ckpt *c)
@@ -366,12 +383,10 @@ static int hash_shard(ks_hasher *h, const shard *s, bool full, uint8_t *buf, siz
 int ks_ckpt_fingerprint(const ks_ckpt *c, bool full, char ret_hex[33], ks_err *err)
 {
     const size_t cap = full ? (size_t)4 << 20 : SAMPLE_BYTES;
-    uint64_t total = 0;
     ks_hasher *h = ks_hasher_new();
     uint8_t *buf = malloc(cap);
     int rc = h && buf ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for the fingerprint of '%s'", c->dir);
-    for (uint32_t i = 0; i < c->n_shards; i++) total += c->shards[i].bytes;
-    ks_progress *bar = rc == 0 && full ? ks_progress_begin("hashing the model", total, "B") : NULL;
+    ks_progress *bar = rc == 0 && full ? ks_progress_begin("hashing the model", ks_ckpt_bytes(c), "B") : NULL;
     for (size_t i = 0; i < c->n && rc == 0; i++) { /* the headers, whatever the format */
         const ks_tensor *t = &c->entries[i].t;
         ks_hasher_add(h, t->name, strlen(t->name) + 1);

@@ -21,6 +21,9 @@ KS_MUST_CHECK int ks_ckpt_read(const ks_ckpt *c, const ks_tensor *t, uint64_t of
 int ks_ckpt_meta(const ks_ckpt *c, const char *key, uint64_t index, ks_value *ret, ks_err *err);
 /* Fingerprint of the content: sizes, headers, a hash over sampled pages of every shard; full: all bytes. */
 KS_MUST_CHECK int ks_ckpt_fingerprint(const ks_ckpt *c, bool full, char ret_hex[33], ks_err *err);
+uint64_t ks_ckpt_bytes(const ks_ckpt *c); /* of all files */
+/* Lets the system take back the memory in which it keeps the files' pages. A hint, for files not read again soon. */
+void ks_ckpt_forget_pages(const ks_ckpt *c);
 /* Names, sizes and modification times of the files as they were at open: equal means untouched since. */
 uint64_t ks_ckpt_stamp(const ks_ckpt *c);
 

@@ -3,6 +3,8 @@
 #include "base/base.h"
 #include "cpu/cpu.h"
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <sys/mman.h>
 
 #ifndef MADV_COLLAPSE
@@ -50,4 +52,24 @@ void ks__mem_collapse(const ks_mem *m)
     for (size_t at = 0; at < whole; at += COLLAPSE_STEP)
         if (madvise((char *)m->p + at, KS_MIN(COLLAPSE_STEP, whole - at), MADV_COLLAPSE) != 0 && errno == EINVAL)
             return; /* not in this kernel */
+}
+
+uint64_t ks__mem_huge_bytes(const ks_mem *m)
+{
+    const uintptr_t begin = (uintptr_t)m->map, end = begin + m->map_bytes;
+    uintptr_t from = 0, to = 0;
+    uint64_t sum = 0, kib;
+    char line[256];
+    FILE *f = fopen("/proc/self/smaps", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        uintptr_t a, b;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " ", &a, &b) == 2) {
+            from = a;
+            to = b;
+        } else if (from >= begin && to <= end && sscanf(line, "AnonHugePages: %" SCNu64, &kib) == 1) {
+            sum += kib * 1024;
+        }
+    }
+    if (f) (void)fclose(f); /* nothing was written */
+    return KS_MIN(sum, (uint64_t)m->bytes);
 }

@@ -19,5 +19,7 @@ KS_MUST_CHECK int ks__mem_init(ks_mem *m, size_t bytes, ks_err *err);
 void ks__mem_fini(ks_mem *m); /* a zeroed one is fine */
 /* After everything was written: asks the kernel to gather what still lies in small pages. May do nothing. */
 void ks__mem_collapse(const ks_mem *m);
+/* How much of it lies in huge pages, as the kernel tells; 0 if it does not. */
+uint64_t ks__mem_huge_bytes(const ks_mem *m);
 
 #endif

@@ -4,26 +4,34 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "cpu/cpu.h"
 #include "store/build.h"
 #include "store/cache.h"
+#include "store/load.h"
 #include "store/mem.h"
 #include <stdatomic.h>
 
 struct ks_store {
     ks_mem mem;
-    char *names; /* of the weights, back to back */
+    ks_load_stats loaded; /* if was_cached */
+    char *names;          /* of the weights, back to back */
     bool was_cached;
 };
 
-/* One pass over all blocks, on all threads. */
+#define FORGET_PARTS 32u                      /* a build gives the source's pages back so often */
+#define FORGET_MIN_BYTES ((uint64_t)64 << 20) /* of weights between two times */
+
+/* One pass over all blocks of the source, on all threads. */
 typedef struct pass {
     const ks_plan *plan;
     const ks_ckpt *ckpt;
     ks_cache *cache; /* NULL: none */
     uint8_t *arena;
-    ks_builder *builders; /* one a worker; NULL where nothing is built */
+    ks_builder *builders; /* one a worker */
     uint32_t n_builders;
     ks_progress *bar;
+    uint64_t forget_step; /* after so many bytes of weights the source's pages are given back; 0: never */
+    _Atomic uint64_t done_bytes;
     int (*block)(struct pass *x, ks_builder *b, uint32_t i, ks_err *err);
     atomic_int failed; /* set once by whoever holds err; read by all to stop early */
     pthread_mutex_t mu;
@@ -31,13 +39,20 @@ typedef struct pass {
     ks_err err; /* under mu: of the first that failed */
 } pass;
 
+static void count_done(pass *x, uint64_t bytes)
+{
+    uint64_t before = atomic_fetch_add_explicit(&x->done_bytes, bytes, memory_order_relaxed); /* nobody waits for it */
+    if (x->forget_step && before / x->forget_step != (before + bytes) / x->forget_step) ks_ckpt_forget_pages(x->ckpt);
+    ks_progress_add(x->bar, bytes);
+}
+
 static void run_blocks(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
 {
     pass *x = arg;
     for (uint32_t i = begin; i < end && !atomic_load_explicit(&x->failed, memory_order_relaxed); i++) {
         ks_err err = { .code = 0 };
-        int rc = x->block(x, x->builders ? &x->builders[worker] : NULL, i, &err);
-        ks_progress_add(x->bar, x->plan->blocks[i].bytes);
+        int rc = x->block(x, &x->builders[worker], i, &err);
+        count_done(x, x->plan->blocks[i].bytes);
         if (rc == 0) continue;
         (void)pthread_mutex_lock(&x->mu);
         if (x->rc == 0) {
@@ -49,28 +64,34 @@ static void run_blocks(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
     }
 }
 
-/* Blocks are dealt singly where each is work, in runs where each is a read. */
-static int run_pass(pass *x, ks_pool *pool, const char *what, bool builds, ks_err *err)
+/* A source that takes much of the memory would push out what others read often, for bytes that nobody reads again. */
+static void plan_forgetting(pass *x)
+{
+    if (ks_ckpt_bytes(x->ckpt) > ks_ram_bytes() / 8)
+        x->forget_step = KS_MAX(x->plan->payload_bytes / FORGET_PARTS, FORGET_MIN_BYTES);
+}
+
+static int run_pass(pass *x, ks_pool *pool, const char *what, ks_err *err)
 {
     const uint32_t n_workers = pool ? ks_pool_threads(pool) : 1;
     int rc = 0;
-    if (builds) {
-        x->builders = ks_calloc(n_workers, sizeof *x->builders);
-        if (!x->builders) return ks_fail(err, KS_E_NOMEM, "out of memory for %u workers", n_workers);
-        for (; x->n_builders < n_workers && rc == 0; x->n_builders++)
-            rc = ks__builder_init(&x->builders[x->n_builders], x->plan, x->ckpt, err);
-    }
+    x->builders = ks_calloc(n_workers, sizeof *x->builders);
+    if (!x->builders) return ks_fail(err, KS_E_NOMEM, "out of memory for %u workers", n_workers);
+    for (; x->n_builders < n_workers && rc == 0; x->n_builders++)
+        rc = ks__builder_init(&x->builders[x->n_builders], x->plan, x->ckpt, err);
     if (rc == 0 && pthread_mutex_init(&x->mu, NULL) != 0) rc = ks_fail(err, KS_E_NOMEM, "cannot make a mutex");
     if (rc == 0) {
         uint64_t total = 0;
         for (uint32_t i = 0; i < x->plan->n_blocks; i++) total += x->plan->blocks[i].bytes;
+        plan_forgetting(x);
         x->bar = ks_progress_begin(what, total, "B");
         if (pool && x->plan->n_blocks > 0)
-            ks_pool_run(pool, x->plan->n_blocks, builds ? 1 : 8, run_blocks, x);
+            ks_pool_run(pool, x->plan->n_blocks, 1, run_blocks, x);
         else
             run_blocks(x, 0, x->plan->n_blocks, 0);
         ks_progress_end(x->bar);
         (void)pthread_mutex_destroy(&x->mu);
+        if (x->forget_step) ks_ckpt_forget_pages(x->ckpt);
         rc = x->rc;
         if (rc != 0 && err) *err = x->err;
     }
@@ -83,16 +104,11 @@ static int block_build(pass *x, ks_builder *b, uint32_t i, ks_err *err)
 {
     uint8_t *dst = x->arena + x->plan->blocks[i].off;
     uint64_t source;
-    if (x->cache && x->cache->done[i] && ks__cache_get(x->cache, i, dst, NULL) == 0) return 0; /* by an earlier run */
+    /* What an earlier run has made is good only if it hashes as the journal says. */
+    if (x->cache && x->cache->done[i] && ks__cache_get(x->cache, i, dst, b->hasher, NULL) == 0) return 0;
     int rc = ks__build_block(b, i, dst, &source, err);
     if (rc == 0 && x->cache) rc = ks__cache_put(x->cache, i, dst, source, err);
     return rc;
-}
-
-static int block_read(pass *x, ks_builder *b, uint32_t i, ks_err *err)
-{
-    (void)b;
-    return ks__cache_get(x->cache, i, x->arena + x->plan->blocks[i].off, err);
 }
 
 static int block_compare(pass *x, ks_builder *b, uint32_t i, ks_err *err)
@@ -110,7 +126,7 @@ static int build_all(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *
     pass x = { .plan = p, .ckpt = c, .cache = cache, .block = block_build };
     int rc = ks__mem_init(&s->mem, p->payload_bytes, err);
     x.arena = s->mem.p;
-    return rc != 0 ? rc : run_pass(&x, pool, "preparing weights", true, err);
+    return rc != 0 ? rc : run_pass(&x, pool, "preparing weights", err);
 }
 
 /* From the finished cache file, if it is there, whole, and made of this very source. */
@@ -120,14 +136,13 @@ static int load(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache
     if (rc != 0) return rc;
     if (o->verify || !ks__cache_is_current(cache)) {
         pass x = { .plan = p, .ckpt = c, .cache = cache, .block = block_compare };
-        rc = run_pass(&x, o->pool, "comparing the cache with its source", true, err);
+        rc = run_pass(&x, o->pool, "comparing the cache with its source", err);
         if (rc == 0) rc = ks__cache_set_current(cache, err);
         if (rc != 0) return rc;
     }
-    pass x = { .plan = p, .ckpt = c, .cache = cache, .block = block_read };
+    ks_load_opts lo = { .n_threads = o->pool ? ks_pool_threads(o->pool) : 1 };
     rc = ks__mem_init(&s->mem, p->payload_bytes, err);
-    x.arena = s->mem.p;
-    if (rc == 0) rc = run_pass(&x, o->pool, "loading weights", false, err);
+    if (rc == 0) rc = ks__load(cache, s->mem.p, &lo, &s->loaded, err);
     if (rc != 0)
         ks__mem_fini(&s->mem);
     else
@@ -200,6 +215,26 @@ static int publish(ks_store *s, const ks_plan *p, ks_weight *ret_weights, ks_err
     return 0;
 }
 
+static void tell(const ks_store *s, double seconds)
+{
+    const double bytes = (double)s->mem.bytes;
+    const ks_load_stats *l = &s->loaded;
+    if (s->was_cached)
+        ks_log(KS_LOG_DEBUG, "store",
+               "%.1f MB loaded in %.2f s by %u threads, %s, %.0f %% of the file were in memory%s", bytes / 1e6, seconds,
+               l->n_threads, l->direct ? "O_DIRECT" : "through the page cache", l->warm * 100,
+               l->dropped ? ", none is kept there" : "");
+    else
+        ks_log(KS_LOG_DEBUG, "store", "%.1f MB built in %.2f s", bytes / 1e6, seconds);
+    uint64_t huge = ks__mem_huge_bytes(&s->mem);
+    int level = huge < s->mem.bytes / 10 * 9 && s->mem.bytes > KS_HUGE_BYTES * 64 ? KS_LOG_INFO : KS_LOG_DEBUG;
+    ks_log(level, "store", "%.0f %% of the weights lie in huge pages%s", bytes > 0 ? 100.0 * (double)huge / bytes : 100,
+           level == KS_LOG_INFO
+               ? ": /sys/kernel/mm/transparent_hugepage/enabled must be 'madvise' or 'always', and enough "
+                 "memory in one piece; the rest is read more slowly"
+               : "");
+}
+
 int ks_store_open(ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o, ks_weight *ret_weights,
                   ks_store **ret, ks_err *err)
 {
@@ -218,8 +253,7 @@ int ks_store_open(ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_
         ks_store_close(s);
         return rc;
     }
-    ks_log(KS_LOG_DEBUG, "store", "%.1f MB of weights %s in %.2f s", (double)s->mem.bytes / 1e6,
-           s->was_cached ? "loaded" : "built", (double)(ks_now_ns() - begin) / 1e9);
+    tell(s, (double)(ks_now_ns() - begin) / 1e9);
     *ret = s;
     return 0;
 }
