@@ -19,7 +19,8 @@ typedef struct cu_plugin {
 } cu_plugin;
 
 typedef struct cu_options {
-    int64_t ring_mb; /* of experts on their way */
+    int64_t resident; /* most experts that stay, -1: all that fit */
+    int64_t ring;     /* places for experts on their way, 0: about 512 MB */
 } cu_options;
 
 struct cu_block { /* one allocation */

@@ -11,6 +11,7 @@
 
 #define NOBODY UINT32_MAX
 #define MIN_RING 2u
+#define RING_BYTES ((uint64_t)512 << 20)
 
 /* ---- bind */
 
@@ -149,15 +150,17 @@ static int alloc_slots(cu_dev *d, ks_err *err)
     uint64_t total = 0, left = (d->budget - d->used) / (x->slot_bytes ? x->slot_bytes : 1);
     for (uint32_t i = 0; i < x->n_banks; i++) total += x->banks[i].n_experts;
     if (!total) return 0;
-    if (left < total) { /* the ring first: without it nothing runs */
-        uint64_t ring = ((uint64_t)d->opts->ring_mb << 20) / x->slot_bytes;
+    uint64_t most = d->opts->resident < 0 ? total : (uint64_t)d->opts->resident;
+    most = most < total ? most : total;
+    if (left < most || most < total) { /* the ring first: without it nothing runs */
+        uint64_t ring = d->opts->ring ? (uint64_t)d->opts->ring : RING_BYTES / x->slot_bytes;
         ring = ring < MIN_RING ? MIN_RING : ring > total ? total : ring;
         if (ring > left / 2) ring = left / 2 > MIN_RING ? left / 2 : MIN_RING;
         int rc = alloc_ring(d, (uint32_t)ring, err);
         if (rc) return rc;
         left = left > ring ? left - ring : 0;
     }
-    x->n_slots = (uint32_t)(left < total ? left : total);
+    x->n_slots = (uint32_t)(left < most ? left : most);
     uint8_t *p = x->n_slots ? cu_alloc(d, x->n_slots, x->slot_bytes, "resident experts", err) : NULL;
     x->slots = cu_alloc_host(d, x->n_slots, sizeof *x->slots, "resident experts", err);
     if ((x->n_slots && !p) || !x->slots) return KS_E_NOMEM;

@@ -7,13 +7,20 @@
 #include <stdlib.h>
 
 static const ks_option options[] = {
-    { .key = "ring-mb",
+    { .key = "resident",
       .type = KS_OPT_INT,
-      .offset = offsetof(cu_options, ring_mb),
-      .dflt = "512",
-      .min = 1,
+      .offset = offsetof(cu_options, resident),
+      .dflt = "-1",
+      .min = -1,
+      .max = 1 << 24,
+      .help = "Most experts that stay in GPU memory, -1 for as many as fit" },
+    { .key = "ring",
+      .type = KS_OPT_INT,
+      .offset = offsetof(cu_options, ring),
+      .dflt = "0",
+      .min = 0,
       .max = 65536,
-      .help = "Megabytes of GPU memory for experts on their way from RAM" },
+      .help = "Places in GPU memory for experts on their way from RAM, 0 for 512 MB of them" },
 };
 
 static int probe(const ks_host *h, const void *opts, ks_probe *ret, ks_err *err)

@@ -3,6 +3,7 @@
 
 #include "base/base.h"
 #include "cpu/cpu.h"
+#include "device/split_device.h"
 #include "ref/ref.h"
 
 #define PAGES_A_SLOT (FX_PAGES / FX_SLOTS)
@@ -12,10 +13,41 @@ uint32_t fx_page(uint32_t slot, uint32_t logical)
     return (logical * 7 + 3) % PAGES_A_SLOT * FX_SLOTS + slot;
 }
 
+static ks_plugin_setting gpu_settings[2];
+static uint32_t n_gpu_settings;
+
+void fx_gpu_settings(const char *resident, const char *ring)
+{
+    n_gpu_settings = 0;
+    if (resident) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "resident", resident, "test" };
+    if (ring) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "ring", ring, "test" };
+}
+
+int fx_choose_gpu(fixture *f, ks_err *err)
+{
+    static ks_split_ctx split; /* one fixture at a time */
+    ks_plugin_entry *p = ks_registry_find(f->registry, "cuda-experts");
+    if (!p) return ks_fail(err, KS_E_NOTFOUND, "plugin cuda-experts was not built");
+    if (p->state == KS_PLUGIN_REFUSED) return ks_fail(err, KS_E_NOTFOUND, "cuda-experts: %.200s", p->why);
+    int rc = ks_registry_choose(f->registry, KS_KIND_DEVICE, "cuda-experts", err);
+    if (rc || (rc = ks_registry_start(f->registry, p, err))) return rc;
+    split = (ks_split_ctx) {
+        .main = p->desc.iface, .main_self = p->self, .rest = &ks_cpu_device_iface, .rest_self = &f->cpu
+    };
+    f->iface = &ks_split_device_iface;
+    f->device_self = &split;
+    return 0;
+}
+
 static int open_kernels(fixture *f, const char *want, ks_err *err)
 {
     static const char *const dirs[] = { KS_BUILD_DIR "/plugins" };
-    ks_registry_opts o = { .dirs = dirs, .n_dirs = 1, .cpu = ks_cpu_features(), .n_threads = 1 };
+    ks_registry_opts o = { .dirs = dirs,
+                           .n_dirs = 1,
+                           .cpu = ks_cpu_features(),
+                           .n_threads = 1,
+                           .settings = gpu_settings,
+                           .n_settings = n_gpu_settings };
     int rc;
     if ((rc = ks_registry_open(&o, &f->registry, err)) ||
         (rc = ks_registry_add(f->registry, &ks_ref_plugin, "(built in)", err)) ||
@@ -31,6 +63,13 @@ static int open_kernels(fixture *f, const char *want, ks_err *err)
     return ks_kernel_table_new(f->registry, &f->kernels, err);
 }
 
+static int (*choose_device)(fixture *f, ks_err *err);
+
+void fx_use_device(int (*choose)(fixture *f, ks_err *err))
+{
+    choose_device = choose;
+}
+
 int fx_open(fixture *f, const char *dir, const char *kernels, uint32_t n_threads, uint32_t kv_type,
             const uint32_t *types, ks_err *err)
 {
@@ -44,7 +83,10 @@ int fx_open(fixture *f, const char *dir, const char *kernels, uint32_t n_threads
         (rc = ks_store_open(f->ckpt, f->model.specs, f->model.graph.n_weights, &so, f->model.weights, &f->store, err)))
         return rc;
     f->cpu = (ks_cpu_ctx) { .pool = f->pool, .kernels = f->kernels };
-    if ((rc = ks_cpu_device_iface.open(&f->cpu, 0, 0, &f->dev, err))) return rc;
+    f->iface = &ks_cpu_device_iface;
+    f->device_self = &f->cpu;
+    if (choose_device && (rc = choose_device(f, err))) return rc;
+    if ((rc = f->iface->open(f->device_self, 0, 0, &f->dev, err))) return rc;
     ks_bind b = { .size = sizeof b,
                   .kv_type = kv_type,
                   .graph = &f->model.graph,
@@ -54,12 +96,12 @@ int fx_open(fixture *f, const char *dir, const char *kernels, uint32_t n_threads
                   .n_slots = FX_SLOTS,
                   .max_rows = FX_ROWS,
                   .max_out = FX_ROWS };
-    return ks_cpu_device_iface.bind(f->dev, &b, err);
+    return f->iface->bind(f->dev, &b, err);
 }
 
 void fx_close(fixture *f)
 {
-    if (f->dev) ks_cpu_device_iface.close(f->dev);
+    if (f->dev) f->iface->close(f->dev);
     ks_store_close(f->store);
     ks_model_close(&f->model);
     ks_ckpt_close(f->ckpt);
@@ -96,5 +138,5 @@ int fx_step(fixture *f, const fx_seq *seqs, uint32_t n_seqs, float *logits, floa
                    .out_rows = out,
                    .logits = logits,
                    .taps = taps };
-    return ks_cpu_device_iface.run(f->dev, &b, 0, f->model.graph.n_ops, err);
+    return f->iface->run(f->dev, &b, 0, f->model.graph.n_ops, err);
 }

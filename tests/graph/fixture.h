@@ -20,7 +20,8 @@ typedef struct fixture {
     ks_model model;
     ks_store *store;
     ks_cpu_ctx cpu;
-    void *dev;
+    const ks_device_iface *iface; /* the CPU's, unless fx_use_device says otherwise */
+    void *device_self, *dev;
     uint32_t kv_type;
 } fixture;
 
@@ -33,6 +34,13 @@ typedef struct fx_seq { /* a piece of a sequence for one step */
 int fx_open(fixture *f, const char *dir, const char *kernels, uint32_t n_threads, uint32_t kv_type,
             const uint32_t *types, ks_err *err);
 void fx_close(fixture *f);
+/* From now on fx_open calls this before it opens the device; it may set iface and device_self. NULL: the CPU again. */
+void fx_use_device(int (*choose)(fixture *f, ks_err *err));
+/* For fx_use_device: plugin cuda-experts, with the CPU for what it cannot run. KS_E_NOTFOUND with the reason where
+ * there is none. */
+int fx_choose_gpu(fixture *f, ks_err *err);
+/* Settings of that plugin for the next fx_open: "resident" and "ring"; NULL: its defaults. */
+void fx_gpu_settings(const char *resident, const char *ring);
 /* Logits of every row go to `logits` (rows, n_vocab), hidden states to `taps` (n_taps, rows, d) or nowhere. A slot's
  * pages are its own, scattered. */
 int fx_step(fixture *f, const fx_seq *seqs, uint32_t n_seqs, float *logits, float *taps, ks_err *err);

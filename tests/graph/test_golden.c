@@ -1,5 +1,5 @@
 /* Every folder of tests/golden against the CPU device: numbers, and bits that must not depend on how the work is cut.
- * Arguments: kernel set, then folders (default: ref, all). */
+ * Arguments: kernel set, or `cuda` for the GPU; then folders (default: ref, all). */
 #include "graph/fixture.h"
 #include "support/golden_ckpt.h"
 
@@ -18,6 +18,7 @@
 #define FOLDERS_MAX 64u
 
 static const char *kernel_set = "ref";
+static bool gpu; /* with the reference for what the GPU cannot run */
 static uint32_t n_tested, n_skipped;
 
 typedef struct golden_run {
@@ -149,9 +150,9 @@ static void branch(golden_run *r)
     ks_err err;
     uint32_t half = r->g.n_tok / 2, v = r->g.n_vocab;
     run_pieces(r, &r->f, 0, r->g.ids, half, half, r->got);
-    must(ks_cpu_device_iface.copy_slot(r->f.dev, 1, 0, &err), &err);
+    must(r->f.iface->copy_slot(r->f.dev, 1, 0, &err), &err);
     for (uint32_t p = 0; p * FX_PAGE_TOK < half; p++)
-        must(ks_cpu_device_iface.copy_page(r->f.dev, fx_page(1, p), fx_page(0, p), &err), &err);
+        must(r->f.iface->copy_page(r->f.dev, fx_page(1, p), fx_page(0, p), &err), &err);
     fx_seq s = { .slot = 1, .pos = half, .n = r->g.n_tok - half, .ids = r->g.ids + half };
     must(fx_step(&r->f, &s, 1, r->got + (size_t)half * v, NULL, &err), &err);
     same_bits(r, r->got, r->g.n_tok, "branched sequence");
@@ -171,6 +172,26 @@ static void threads(golden_run *r)
     }
 }
 
+/* Experts that stay, some that do, and all of them through a ring of two places. */
+static void residency(golden_run *r)
+{
+    static const char *const ways[][2] = { { "0", "2" }, { "5", "3" }, { "0", NULL } };
+    ks_err err;
+    for (size_t i = 0; i < KS_COUNT(ways); i++) {
+        fixture f;
+        char what[64];
+        fx_gpu_settings(ways[i][0], ways[i][1]);
+        must(fx_open(&f, r->dir, kernel_set, 1, KS_T_F32, NULL, &err), &err);
+        run_pieces(r, &f, 0, r->g.ids, r->g.n_tok, r->g.n_tok, r->got);
+        (void)snprintf(what, sizeof what, "%s resident experts", ways[i][0]);
+        same_bits(r, r->got, r->g.n_tok, what);
+        run_pieces(r, &f, 0, r->g.ids, r->g.n_tok, 1, r->got);
+        same_bits(r, r->got, r->g.n_tok, "one row at a time, with few resident experts");
+        fx_close(&f);
+    }
+    fx_gpu_settings(NULL, NULL);
+}
+
 static void test_folder(void **state)
 {
     const char *name = *state;
@@ -182,7 +203,7 @@ static void test_folder(void **state)
     must(ks_golden_write(golden, r.dir, &err), &err);
     must(ks_golden_expected(golden, &r.g, &err), &err);
     int rc = fx_open(&r.f, r.dir, kernel_set, 1, KS_T_F32, NULL, &err);
-    if (rc == KS_E_UNSUPPORTED && strstr(err.msg, "model_type")) {
+    if ((rc == KS_E_UNSUPPORTED && strstr(err.msg, "model_type")) || (gpu && rc == KS_E_NOTFOUND)) {
         print_message("  skipped: %.100s\n", err.msg);
         n_skipped++;
         fx_close(&r.f);
@@ -202,7 +223,10 @@ static void test_folder(void **state)
     greedy(&r);
     mixed(&r);
     branch(&r);
-    threads(&r);
+    if (gpu)
+        residency(&r);
+    else
+        threads(&r);
     free(r.want);
     free(r.got);
     free(r.taps);
@@ -234,7 +258,9 @@ int main(int argc, char **argv)
     char *names[FOLDERS_MAX];
     struct CMUnitTest tests[FOLDERS_MAX];
     uint32_t n = 0;
-    if (argc > 1) kernel_set = argv[1];
+    gpu = argc > 1 && strcmp(argv[1], "cuda") == 0;
+    if (gpu) fx_use_device(fx_choose_gpu);
+    if (argc > 1 && !gpu) kernel_set = argv[1];
     if (argc > 2)
         for (int i = 2; i < argc && n < FOLDERS_MAX; i++) names[n++] = ks_strdup(argv[i]);
     else
@@ -242,7 +268,7 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < n; i++)
         tests[i] = (struct CMUnitTest) { .name = names[i], .test_func = test_folder, .initial_state = names[i] };
     int failed = _cmocka_run_group_tests("golden", tests, n, NULL, NULL);
-    print_message("golden: %u families tested with the kernels '%s', %u skipped\n", n_tested, kernel_set, n_skipped);
+    print_message("golden: %u families tested with '%s', %u skipped\n", n_tested, gpu ? "cuda" : kernel_set, n_skipped);
     for (uint32_t i = 0; i < n; i++) free(names[i]);
     return failed;
 }
