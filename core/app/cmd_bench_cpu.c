@@ -16,7 +16,7 @@
 #include <sys/mman.h>
 
 #define REPEATS_MAX 64u
-#define RUN_NS 10000000u /* a run that is shorter is repeated within */
+#define RUN_NS 20000000u /* of one timed run */
 #define ROUNDS_MAX 100000u
 #define X_BYTES ((size_t)128 << 20)
 #define N_OUT 1536u /* gate and up of a small expert */
@@ -47,6 +47,7 @@ typedef struct task {
     const void *args; /* n_args structs, arg_bytes apart, one after the other, `rounds` times */
     size_t arg_bytes;
     uint32_t n_args, n_units, rounds;
+    uint32_t first, n_run; /* n_run structs of a round, from `first` on; the next round goes on behind them */
     ks_pool *pool;
 } task;
 
@@ -55,8 +56,8 @@ static void run_units(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
     const task *t = arg;
     for (uint32_t at = begin; at < end;) {
         uint32_t first = at % t->n_units, n = KS_MIN(t->n_units - first, end - at);
-        const uint8_t *args = (const uint8_t *)t->args + (size_t)(at / t->n_units % t->n_args) * t->arg_bytes;
-        t->row->fn(args, first, first + n, ks_pool_scratch(t->pool, worker));
+        uint32_t i = (t->first + at / t->n_units) % t->n_args;
+        t->row->fn((const uint8_t *)t->args + i * t->arg_bytes, first, first + n, ks_pool_scratch(t->pool, worker));
         at += n;
     }
 }
@@ -64,7 +65,8 @@ static void run_units(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
 static double seconds_of(task *t)
 {
     uint64_t t0 = ks_now_ns();
-    ks_pool_run(t->pool, t->n_args * t->n_units * t->rounds, 0, run_units, t);
+    ks_pool_run(t->pool, t->n_run * t->n_units * t->rounds, 0, run_units, t);
+    t->first = (uint32_t)((t->first + (uint64_t)t->n_run * t->rounds) % t->n_args);
     return (double)(ks_now_ns() - t0) * 1e-9;
 }
 
@@ -134,7 +136,21 @@ static const ks_ceiling *ceiling_of(uint32_t kind, uint64_t features)
     return best;
 }
 
-/* bytes, macs: of all n_args together; kind: KS_CEIL_ of the macs. */
+/* How much one timed run does: as many of the structs as take the time, and if all of them take less, several rounds.
+ */
+static void size_run(const bench *b, task *t)
+{
+    t->pool = b->pool;
+    t->rounds = t->n_run = 1;
+    double once = seconds_of(t); /* warms up, too */
+    once = fmax(seconds_of(t), 1e-9);
+    t->n_run = (uint32_t)fmin(fmax(RUN_NS * 1e-9 / once, 1), t->n_args);
+    if (t->n_run < t->n_args) return;
+    t->rounds = (uint32_t)fmin(fmax(RUN_NS * 1e-9 / once / t->n_run, 1), ROUNDS_MAX);
+    if ((uint64_t)t->rounds * t->n_run * t->n_units > UINT32_MAX / 2) t->rounds = 1;
+}
+
+/* bytes, macs: of one of the n_args; kind: KS_CEIL_ of the macs. */
 static void measure(bench *b, const char *what, task *t, double bytes, double macs, uint32_t kind)
 {
     result r = { .unit = macs > 0 ? "Gmac/s" : "GB/s" };
@@ -144,12 +160,9 @@ static void measure(bench *b, const char *what, task *t, double bytes, double ma
     (void)snprintf(name, sizeof name, "%s%s%s", t->row->name, *what ? ", " : "", what);
     if (*b->only && !strstr(name, b->only)) return;
     r.name = name;
-    t->pool = b->pool;
-    t->rounds = 1;
-    double once = seconds_of(t); /* warms up, too */
-    once = seconds_of(t);
-    t->rounds = (uint32_t)fmin(fmax(RUN_NS * 1e-9 / fmax(once, 1e-9), 1), ROUNDS_MAX);
-    if ((uint64_t)t->rounds * t->n_args * t->n_units > UINT32_MAX / 2) t->rounds = 1;
+    size_run(b, t);
+    bytes *= t->n_run;
+    macs *= t->n_run;
     for (uint32_t i = 0; i < b->repeats; i++) {
         double in_memory = bytes > 0 ? bytes / ks_meter_read(&b->meter) : 0;
         double in_core = c ? macs / ks_meter_loop(&b->meter, c) : 0, bound = fmax(in_memory, in_core);
@@ -216,8 +229,7 @@ static int bench_matmul(bench *b, uint32_t wtype, uint32_t group, uint32_t rows,
     task t = { .row = find(b, KS_K_MATMUL, wtype), .args = args, .arg_bytes = sizeof *args, .n_args = n };
     t.n_units = ks_t16_strips(N_OUT);
     (void)snprintf(what, sizeof what, "%u row%s%s", rows, rows > 1 ? "s" : "", from_ram ? " from memory" : "");
-    measure(b, what, &t, from_ram ? (double)bytes * n : 0, (double)N_OUT * N_IN * rows * n,
-            ints ? KS_CEIL_INT8 : KS_CEIL_F32);
+    measure(b, what, &t, from_ram ? (double)bytes : 0, (double)N_OUT * N_IN * rows, ints ? KS_CEIL_INT8 : KS_CEIL_F32);
     free(args);
     return 0;
 }

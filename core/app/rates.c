@@ -10,6 +10,7 @@
 #define MEM_MIN ((size_t)256 << 20)
 #define MEM_MAX ((size_t)4 << 30)
 #define PIECE ((size_t)1 << 20) /* read by one thread in one go */
+#define READ_S 0.03             /* of one timed run */
 #define COMPUTE_NS 4000000u     /* of one timed run */
 #define TILE_ROUNDS 500u        /* of one unit; the other loops, whose rounds are smaller, take more */
 #define TRIES 3
@@ -36,10 +37,23 @@ static double time_units(const ks_meter *m, const job *j, uint32_t n)
     return (double)(ks_now_ns() - t0) * 1e-9;
 }
 
-static double read_rate(const ks_meter *m, const ks_ceiling *c, size_t bytes)
+/* Reads on from where the last run ended, so that nothing of it is in a cache. */
+static double read_rate(ks_meter *m, const ks_ceiling *c, size_t bytes)
 {
-    job j = { .c = c, .mem = m->mem, .n = PIECE, .sinks = m->sinks };
+    if (m->at + bytes > m->bytes) m->at = 0;
+    job j = { .c = c, .mem = m->mem + m->at, .n = PIECE, .sinks = m->sinks };
+    m->at += bytes;
     return (double)bytes / time_units(m, &j, (uint32_t)(bytes / PIECE));
+}
+
+/* Long enough for a rate, and no longer than that: it is measured beside everything. */
+static double read_some(ks_meter *m, const ks_ceiling *c)
+{
+    if (!m->window) {
+        double rate = read_rate(m, c, m->bytes / 8 / PIECE * PIECE);
+        m->window = (size_t)fmin(fmax(rate * READ_S, (double)m->bytes / 8), (double)m->bytes) / PIECE * PIECE;
+    }
+    return read_rate(m, c, m->window);
 }
 
 static double compute_rate(const ks_meter *m, const ks_ceiling *c)
@@ -56,11 +70,10 @@ static double compute_rate(const ks_meter *m, const ks_ceiling *c)
     return (double)units * (double)rounds * c->per_round / seconds;
 }
 
-double ks_meter_loop(const ks_meter *m, const ks_ceiling *c)
+double ks_meter_loop(ks_meter *m, const ks_ceiling *c)
 {
     double best = 0;
-    for (int i = 0; i < TRIES; i++)
-        best = fmax(best, c->kind == KS_CEIL_READ ? read_rate(m, c, m->bytes) : compute_rate(m, c));
+    for (int i = 0; i < TRIES; i++) best = fmax(best, c->kind == KS_CEIL_READ ? read_some(m, c) : compute_rate(m, c));
     return best;
 }
 
@@ -95,6 +108,7 @@ void ks_meter_choose(ks_meter *m)
     const uint64_t features = ks_cpu_features();
     double best[KS_CEIL_KINDS] = { 0 };
     const ks_ceiling *c;
+    m->window = 0; /* other threads, another rate */
     for (uint32_t i = 0; (c = ks_ceiling_at(i)); i++) {
         if ((c->cpu & features) != c->cpu) continue;
         double rate = ks_meter_loop(m, c);
@@ -111,9 +125,9 @@ void ks_meter_close(ks_meter *m)
     *m = (ks_meter) { .pool = NULL };
 }
 
-double ks_meter_read(const ks_meter *m)
+double ks_meter_read(ks_meter *m)
 {
-    return read_rate(m, m->best[KS_CEIL_READ], m->bytes); /* there is one for every processor */
+    return read_some(m, m->best[KS_CEIL_READ]); /* there is one for every processor */
 }
 
 double ks_meter_compute(const ks_meter *m, uint32_t kind)
@@ -121,7 +135,7 @@ double ks_meter_compute(const ks_meter *m, uint32_t kind)
     return m->best[kind] ? compute_rate(m, m->best[kind]) : 0;
 }
 
-ks_rates ks_meter_rates(const ks_meter *m)
+ks_rates ks_meter_rates(ks_meter *m)
 {
     ks_rates r = { .read = ks_meter_read(m), .f32 = ks_meter_compute(m, KS_CEIL_F32) };
     r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_compute(m, KS_CEIL_INT8) : r.f32;
