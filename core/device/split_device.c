@@ -2,6 +2,7 @@
 #include "device/split_device.h"
 
 #include "base/base.h"
+#include "base/log.h"
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -145,6 +146,26 @@ static int choose(struct split_dev *d, const ks_bind *b, ks_err *err)
     return rc;
 }
 
+/* "... 12 of 300 ops: INDEXER, MLA" */
+static void say(const struct split_dev *d)
+{
+    static const char *const names[] = {
+        [KS_OP_EMBED] = "EMBED",   [KS_OP_NORM] = "NORM",   [KS_OP_LINEAR] = "LINEAR",   [KS_OP_ROPE] = "ROPE",
+        [KS_OP_ATTN] = "ATTN",     [KS_OP_MLA] = "MLA",     [KS_OP_INDEXER] = "INDEXER", [KS_OP_CONV] = "CONV",
+        [KS_OP_DELTA] = "DELTA",   [KS_OP_ROUTE] = "ROUTE", [KS_OP_EXPERTS] = "EXPERTS", [KS_OP_MLP] = "MLP",
+        [KS_OP_ADD] = "ADD",       [KS_OP_MUL] = "MUL",     [KS_OP_SELECT] = "SELECT",   [KS_OP_TAP] = "TAP",
+        [KS_OP_QSCALE] = "QSCALE", [KS_OP_CLAMP] = "CLAMP"
+    };
+    uint32_t ops, moves, kinds;
+    char list[256] = "";
+    ks_split_counts(d, &ops, &moves, &kinds);
+    for (uint32_t k = 0; k < KS_COUNT(names); k++)
+        if (names[k] && kinds >> k & 1u)
+            (void)snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", *list ? ", " : "", names[k]);
+    ks_log(KS_LOG_INFO, "device", "the CPU runs %u of %u ops that the device cannot (%s): %u registers move in a step",
+           ops, d->g->n_ops, list, moves);
+}
+
 static int split_bind(void *dev, const ks_bind *b, ks_err *err)
 {
     struct split_dev *d = dev;
@@ -154,6 +175,7 @@ static int split_bind(void *dev, const ks_bind *b, ks_err *err)
     if (!rc) rc = plan_moves(d, b, err);
     if (!rc) rc = d->iface[MAIN]->bind(d->dev[MAIN], b, err);
     if (!rc && d->uses_rest) rc = d->iface[REST]->bind(d->dev[REST], b, err);
+    if (!rc && d->uses_rest) say(d);
     if (rc) unbind(d);
     return rc;
 }
