@@ -82,15 +82,74 @@ KS_INLINE void run_tile(const job *j, const uint8_t *w, const float *scales, int
     }
 }
 
-/* A few rows, weights straight from memory. */
-KS_INLINE void few_rows(const job *j, uint32_t s, uint32_t rows, int mx)
+/* Two rows, weights straight from memory. */
+KS_INLINE void two_rows(const job *j, uint32_t s, int mx)
 {
-    act_row x[TILE];
+    act_row x[2];
     __m256 acc[TILE][2];
-    rows_at(j->a, 0, rows, x);
-    for (uint32_t m = 0; m < rows; m++) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
-    run_tile(j, j->strip, NULL, mx, x, rows, 0, j->n_in, acc);
-    for (uint32_t m = 0; m < rows; m++) store_16(j->a, m, s, acc[m][0], acc[m][1]);
+    rows_at(j->a, 0, 2, x);
+    for (uint32_t m = 0; m < 2; m++) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+    run_tile(j, j->strip, NULL, mx, x, 2, 0, j->n_in, acc);
+    for (uint32_t m = 0; m < 2; m++) store_16(j->a, m, s, acc[m][0], acc[m][1]);
+}
+
+/* What sums of 16 bits over columns [0, n) start from, so that the offset of the weights is gone at their end: a lane
+ * gets the columns 0, 1 or 2, 3 of each quad. n: 32 or 64. */
+KS_INLINE __m256i minus_offset_pairs(const int8_t *q, uint32_t n, uint32_t wtype)
+{
+    const __m256i c = _mm256_set1_epi8((char)offset_of(wtype));
+    __m256i p = _mm256_maddubs_epi16(c, _mm256_loadu_si256((const __m256i *)q));
+    if (n > 32) p = _mm256_add_epi16(p, _mm256_maddubs_epi16(c, _mm256_loadu_si256((const __m256i *)(q + 32))));
+    __m128i t = _mm_add_epi16(_mm256_castsi256_si128(p), _mm256_extracti128_si256(p, 1));
+    t = _mm_add_epi16(t, _mm_shuffle_epi32(t, 0x4e));
+    t = _mm_add_epi16(t, _mm_shuffle_epi32(t, 0xb1));
+    return _mm256_broadcastd_epi32(_mm_sub_epi16(_mm_setzero_si128(), t));
+}
+
+/* Four columns of 16 outputs of one row. */
+KS_INLINE void add_quad(const uint8_t *w, uint32_t high, int mx, __m256i q, __m256i sum[2])
+{
+    for (uint32_t v = 0; v < 2; v++)
+        sum[v] = _mm256_add_epi16(sum[v], _mm256_maddubs_epi16(unpack(w + 32 * v, high, mx), q));
+}
+
+/* One row, `strips` of weights (1 or 2, which share all that depends on the row only) straight from memory. */
+KS_INLINE void one_row(const job *j, uint32_t s, uint32_t strips, int mx)
+{
+    const uint32_t group = j->a->group, wtype = mx ? KS_T_MXFP4 : KS_T_I4;
+    const size_t next = j->a->strip_bytes;
+    const uint8_t *w = j->strip;
+    act_row x;
+    __m256 acc[2][2];
+    rows_at(j->a, 0, 1, &x);
+    for (uint32_t i = 0; i < 2 * strips; i++) acc[i / 2][i % 2] = _mm256_setzero_ps();
+    for (uint32_t g0 = 0; g0 < j->n_in; g0 += group) {
+        uint32_t g1 = g0 + group < j->n_in ? g0 + group : j->n_in;
+        __m256i isum[TILE][2], sum[TILE][2];
+        for (uint32_t i = 0; i < 2 * strips; i++) isum[i / 2][i % 2] = _mm256_setzero_si256();
+        for (uint32_t k0 = g0; k0 < g1;) {
+            uint32_t k1 = !mx && g1 - k0 >= 64 ? k0 + 64 : k0 + 32;
+            sum[0][0] = minus_offset_pairs(x.q + k0, k1 - k0, wtype);
+            sum[0][1] = sum[1][0] = sum[1][1] = sum[0][0];
+            for (; k0 < k1; k0 += 8, w += 64) {
+                __m256i lo = quad(x.q + k0), hi = quad(x.q + k0 + 4);
+                for (uint32_t i = 0; i < strips; i++) {
+                    prefetch(w + i * next + PREFETCH_BYTES);
+                    add_quad(w + i * next, 0, mx, lo, sum[i]);
+                    add_quad(w + i * next, 1, mx, hi, sum[i]);
+                }
+            }
+            widen(sum, strips, isum);
+        }
+        for (uint32_t i = 0; i < strips; i++) {
+            size_t at = g0 / group * scales_bytes(wtype) + i * next;
+            __m256 ws[2];
+            scales_16(j->scales + at, wtype, ws);
+            prefetch(j->next_scales + next * (strips - 1) + at);
+            add_group(acc[i], isum[i], ws, x.scale[g0 / 128]);
+        }
+    }
+    for (uint32_t i = 0; i < strips; i++) store_16(j->a, 0, s + i, acc[i][0], acc[i][1]);
 }
 
 /* What all rows of a chunk use of a strip: columns [k0, k1) as bytes, per 8 columns the lo, then the hi quads of 16
@@ -161,10 +220,14 @@ KS_INLINE void matmul(const ks_matmul_args *a, uint32_t begin, uint32_t end, voi
         j.strip = strip_of(a, s);
         j.scales = j.strip + values;
         j.next_scales = j.scales + a->strip_bytes;
-        switch (a->n_rows) {
-        case 1: few_rows(&j, s, 1, mx); break;
-        case 2: few_rows(&j, s, 2, mx); break;
-        default:
+        if (a->n_rows == 1) {
+            if (end - s > 1)
+                one_row(&j, s++, 2, mx);
+            else
+                one_row(&j, s, 1, mx);
+        } else if (a->n_rows == 2) {
+            two_rows(&j, s, mx);
+        } else {
             for (uint32_t r = 0; r < a->n_rows; r += CHUNK)
                 many_rows(&j, s, r, a->n_rows - r < CHUNK ? a->n_rows - r : CHUNK, mx, scratch);
         }

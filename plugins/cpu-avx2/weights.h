@@ -21,14 +21,13 @@ KS_INLINE __m256i unpack(const uint8_t *p, uint32_t high, int mx)
     return _mm256_shuffle_epi8(table, b);
 }
 
-/* 2^(e - 127) / 2 for 8 rows. The factor 1/2 is applied to the float so that e = 1 comes out right; e = 0
- * (2^-128) and 255 (NaN) have no such form and are put in. */
+/* 2^(e - 127) / 2 for 8 rows. The factor 1/2 is applied to the float so that e = 1 comes out right. e = 0 has no bits
+ * in that form: it becomes those of 2^-127. 255 is NaN. */
 KS_INLINE __m256 e8m0_half_8(const uint8_t *p)
 {
     __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    __m256 f = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(e, 23)), _mm256_set1_ps(0.5f));
-    f = _mm256_blendv_ps(f, _mm256_set1_ps(0x1p-128f),
-                         _mm256_castsi256_ps(_mm256_cmpeq_epi32(e, _mm256_setzero_si256())));
+    __m256i bits = _mm256_max_epi32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(0x00400000));
+    __m256 f = _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0.5f));
     return _mm256_or_ps(f, _mm256_castsi256_ps(_mm256_cmpeq_epi32(e, _mm256_set1_epi32(255))));
 }
 
