@@ -490,6 +490,111 @@ static void test_sparse_attention_below_the_length(void **state)
     }
 }
 
+/* ---- the demo model: large enough that ops are shared among threads at all */
+
+#define DEMO_VOCAB 4096u
+
+static void open_demo(fixture *f, uint32_t n_threads)
+{
+    uint32_t types[16];
+    ks_err err;
+    for (uint32_t i = 0; i < KS_COUNT(types); i++) types[i] = KS_T_BF16;
+    types[KS_CLS_EXPERT] = KS_T_I4;
+    types[KS_CLS_ATTN] = types[KS_CLS_HEAD] = KS_T_I8;
+    must(fx_open(f, KS_SOURCE_DIR "/models/demo", "auto", n_threads, KS_T_F8E4M3, types, &err), &err);
+}
+
+/* Four sequences: the prompts in pieces of `piece`, then five steps with a row of each. */
+static void demo_answers(uint32_t n_threads, uint32_t piece, bool together, float *logits)
+{
+    int32_t ids[FX_SLOTS][TOKENS];
+    size_t size = (size_t)TOKENS * DEMO_VOCAB;
+    uint32_t n_prompt = TOKENS - 5;
+    float *step = malloc((size_t)FX_SLOTS * DEMO_VOCAB * sizeof *step);
+    fixture f;
+    ks_err err;
+    assert_non_null(step);
+    open_demo(&f, n_threads);
+    for (uint32_t i = 0; i < FX_SLOTS; i++)
+        for (uint32_t k = 0; k < TOKENS; k++) ids[i][k] = (int32_t)((k * 331 + i * 1009 + k * k) % DEMO_VOCAB);
+    for (uint32_t i = 0; i < FX_SLOTS; i++) {
+        for (uint32_t at = 0; at < n_prompt; at += piece) {
+            fx_seq s = { .slot = i, .pos = at, .n = KS_MIN(piece, n_prompt - at), .ids = ids[i] + at };
+            must(fx_step(&f, &s, 1, logits + i * size + (size_t)at * DEMO_VOCAB, NULL, &err), &err);
+        }
+    }
+    for (uint32_t at = n_prompt; at < TOKENS; at++) {
+        fx_seq s[FX_SLOTS];
+        for (uint32_t i = 0; i < FX_SLOTS; i++) s[i] = (fx_seq) { .slot = i, .pos = at, .n = 1, .ids = ids[i] + at };
+        if (together)
+            must(fx_step(&f, s, FX_SLOTS, step, NULL, &err), &err);
+        else
+            for (uint32_t i = 0; i < FX_SLOTS; i++)
+                must(fx_step(&f, &s[i], 1, step + (size_t)i * DEMO_VOCAB, NULL, &err), &err);
+        for (uint32_t i = 0; i < FX_SLOTS; i++)
+            memcpy(logits + i * size + (size_t)at * DEMO_VOCAB, step + (size_t)i * DEMO_VOCAB,
+                   DEMO_VOCAB * sizeof *step);
+    }
+    fx_close(&f);
+    free(step);
+}
+
+static void test_neither_threads_nor_neighbours_change_a_bit(void **state)
+{
+    static const struct {
+        uint32_t n_threads, piece;
+        bool together;
+    } cuts[] = { { 1, 7, true }, { 2, 35, true }, { 2, 1, false }, { 3, 16, true }, { 9, 35, false }, { 9, 5, true } };
+    size_t n = (size_t)FX_SLOTS * TOKENS * DEMO_VOCAB;
+    float *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got);
+    (void)state;
+    assert_true(want && got);
+    demo_answers(1, TOKENS, false, want);
+    for (size_t i = 0; i < n; i++) assert_true(isfinite(want[i]));
+    for (size_t i = 0; i < KS_COUNT(cuts); i++) {
+        demo_answers(cuts[i].n_threads, cuts[i].piece, cuts[i].together, got);
+        if (memcmp(want, got, n * sizeof *got) != 0)
+            fail_msg("%u threads, pieces of %u, %s: other bits", cuts[i].n_threads, cuts[i].piece,
+                     cuts[i].together ? "together" : "apart");
+    }
+    free(want);
+    free(got);
+}
+
+/* Each fork costs what a core needs for thousands of numbers: more of them than here is a step back. */
+static void test_a_step_forks_seldom(void **state)
+{
+    static const struct {
+        uint32_t n_rows, a_layer, once;
+    } limit[] = { { 1, 5, 1 },
+                  { 16, 9, 3 } }; /* qkv, attention, o, hidden layer, output; with 16 rows small ops, too */
+    int32_t ids[16];
+    float *logits = malloc(16 * DEMO_VOCAB * sizeof *logits);
+    fixture f;
+    ks_err err;
+    (void)state;
+    assert_non_null(logits);
+    for (uint32_t i = 0; i < KS_COUNT(ids); i++) ids[i] = (int32_t)(i * 37 + 11);
+    open_demo(&f, 2);
+    for (uint32_t i = 0; i < 16; i++) { /* some keys, so that attention is worth a fork */
+        fx_seq s = { .pos = i * 16, .n = 16, .ids = ids };
+        must(fx_step(&f, &s, 1, logits, NULL, &err), &err);
+    }
+    for (size_t i = 0; i < KS_COUNT(limit); i++) {
+        uint64_t before, after, parks;
+        fx_seq s = { .pos = 240, .n = limit[i].n_rows, .ids = ids };
+        ks_pool_counts(f.pool, &before, &parks);
+        must(fx_step(&f, &s, 1, logits, NULL, &err), &err);
+        ks_pool_counts(f.pool, &after, &parks);
+        uint32_t most = limit[i].a_layer * f.model.graph.n_layers + limit[i].once;
+        if (after - before > most)
+            fail_msg("%u rows: %u forks, at most %u", limit[i].n_rows, (unsigned)(after - before), (unsigned)most);
+        assert_true(after - before >= 2 * f.model.graph.n_layers); /* shared at all */
+    }
+    fx_close(&f);
+    free(logits);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -503,6 +608,8 @@ int main(void)
         cmocka_unit_test(test_int4_experts_and_int8_rest_keep_their_bits),
         cmocka_unit_test(test_bf16_cache_keeps_its_bits),
         cmocka_unit_test(test_sparse_attention_below_the_length),
+        cmocka_unit_test(test_neither_threads_nor_neighbours_change_a_bit),
+        cmocka_unit_test(test_a_step_forks_seldom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
