@@ -10,10 +10,12 @@
         .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_##X, .layout = KS_LAYOUT_T16, .name = #FN "_ref", \
         .fn = ks__ref_##FN                                                                                    \
     }
-#define ATTN(W, FN)                                                                                   \
-    {                                                                                                 \
-        .op = KS_K_ATTN, .wtype = KS_T_##W, .xtype = KS_T_F32, .name = #FN "_ref", .fn = ks__ref_##FN \
+#define CACHE(OP, W, FN, FLAGS)                                                                                \
+    {                                                                                                          \
+        .op = OP, .wtype = KS_T_##W, .xtype = KS_T_F32, .name = #FN "_ref", .fn = ks__ref_##FN, .flags = FLAGS \
     }
+#define ATTN(W, FN) CACHE(KS_K_ATTN, W, FN, KS_KF_SPANS)
+#define STORE(W, FN) CACHE(KS_K_STORE, W, FN, 0)
 #define PLAIN(OP, FN)                                                       \
     {                                                                       \
         .op = OP, .xtype = KS_T_F32, .name = #FN "_ref", .fn = ks__ref_##FN \
@@ -24,6 +26,7 @@ static const ks_kernel rows[] = {
     MATMUL(I8, Q8, matmul_i8), MATMUL(I4, Q8, matmul_i4),    MATMUL(MXFP4, Q8, matmul_mxfp4),
     PLAIN(KS_K_NORM, norm),    PLAIN(KS_K_ROPE, rope),       PLAIN(KS_K_GLU, glu),
     ATTN(F32, attn_f32),       ATTN(BF16, attn_bf16),        ATTN(F8E4M3, attn_f8e4m3),
+    STORE(F32, store_f32),     STORE(BF16, store_bf16),      STORE(F8E4M3, store_f8e4m3),
 };
 
 static const ks_kernels_iface iface = {

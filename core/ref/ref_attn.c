@@ -73,6 +73,7 @@ static void head(const ks_attn_args *a, uint32_t type, uint32_t r, uint32_t h, u
 static void attn(const ks_attn_args *a, uint32_t type, uint32_t begin, uint32_t end)
 {
     uint32_t group = a->n_heads / a->n_kv_heads;
+    if (KS_HAS(a, part_merge) && a->part && !a->part_merge) return; /* the merge does it all: the bits cannot differ */
     for (uint32_t u = begin; u < end; u++)
         for (uint32_t i = 0; i < group; i++)
             for (uint32_t d0 = 0; d0 < a->d_v; d0 += D_CHUNK)

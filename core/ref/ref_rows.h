@@ -16,5 +16,8 @@ void ks__ref_glu(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_attn_f32(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_attn_bf16(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_attn_f8e4m3(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_store_f32(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_store_bf16(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_store_f8e4m3(const void *args, uint32_t begin, uint32_t end, void *scratch);
 
 #endif

@@ -10,6 +10,7 @@
  *
  * Numerics that all kernel sets share, so that results do not depend on which one runs:
  *  QUANT    bit-exact: see ks_act.
+ *  STORE    bit-exact: see ks_store_args.
  *  MATMUL   I8/I4/MXFP4 x Q8: integer dot products per weight group are exact; then, groups in
  *           ascending order, acc = fmaf((float)isum, wscale * xscale, acc), y = acc. Bit-exact.
  *  MATMUL   F32/BF16 x F32: a fixed order of float sums over k that does not depend on the number
@@ -26,6 +27,7 @@
 #define KS_K_ROPE 4u   /* ks_rope_args    unit: a row */
 #define KS_K_GLU 5u    /* ks_glu_args     unit: a row */
 #define KS_K_ATTN 6u   /* ks_attn_args    unit: (row, kv head), index row * n_kv_heads + kv head */
+#define KS_K_STORE 7u  /* ks_store_args   unit: a row */
 
 /* Quantized activations (type Q8): int8 with one scale per 128 columns.
  * For each row and each 128-column block (the last may be shorter): amax = max |x|;
@@ -144,12 +146,33 @@ typedef struct ks_attn_args {
     const uint32_t *sel;         /* sparse: (n_rows, sel_stride) ascending key positions, or NULL */
     const uint32_t *n_sel;       /* (n_rows) */
     uint32_t sel_stride, _pad;
+    /* Since ABI 1.1, set for rows with KS_KF_SPANS only: one row's keys split over threads. NULL: everything at once. With
+     * part_merge 0 the units leave in `part` what the spans [span_begin, span_end) come to (span = position /
+     * KS_ATTN_SPAN) and do not touch o; with part_merge 1 they make o of all of these, which other calls left there. Both
+     * together give o the bits it has without. Span s of head h of row r lies at part + ((r * n_heads + h) *
+     * part_spans + s - part_first) * part_stride; what it holds is the kernel set's own business. */
+    float *part;
+    uint32_t part_first, part_spans, part_stride; /* part_stride: floats, a multiple of 16, at least d_v + 16 */
+    uint32_t span_begin, span_end, part_merge;
 } ks_attn_args;
+
+/* Rows of floats into the paged cache of ONE sequence: row r goes to position pos + r, into the elements [col, col + n)
+ * of that token. wtype of the row is the cache's type, xtype F32. Rounding is to the nearest, ties to even;
+ * F8E4M3 saturates at 448, infinity included; a NaN becomes a quiet one of the same sign. */
+typedef struct ks_store_args {
+    uint32_t size, n_rows, n, pos;
+    uint32_t page_tok, y_stride, col, _pad; /* y_stride: elements between tokens */
+    const float *x;                         /* (n_rows, x_stride) */
+    size_t x_stride;
+    const uint32_t *pages; /* logical page -> physical page */
+    void *y;               /* page p: y + p * page_bytes: (page_tok, y_stride) elements */
+    size_t page_bytes;
+} ks_store_args;
 
 typedef void (*ks_kernel_fn)(const void *args, uint32_t begin, uint32_t end, void *scratch); /* [worker] */
 
 /* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU: wtype 0, xtype F32, layout 0;
- * MATMUL: wtype of W, xtype Q8 or F32, layout T16; ATTN: wtype of the cache, xtype F32, layout 0. */
+ * MATMUL: wtype of W, xtype Q8 or F32, layout T16; ATTN, STORE: wtype of the cache, xtype F32, layout 0. */
 typedef struct ks_kernel {
     uint16_t op, wtype, xtype, layout; /* KS_K_, KS_T_, KS_T_, KS_LAYOUT_; 0 where the op has none */
     int32_t score;                     /* added to the plugin's */
@@ -157,7 +180,10 @@ typedef struct ks_kernel {
     uint64_t cpu_required;             /* beyond the plugin's: the host skips the row where one is missing */
     const char *name;                  /* "matmul_i4_avx2" */
     ks_kernel_fn fn;                   /* args: the op's struct above */
+    uint32_t flags, _pad;              /* KS_KF_; since ABI 1.1: 0 in older plugins */
 } ks_kernel;
+
+#define KS_KF_SPANS 1u /* ATTN: understands ks_attn_args.part */
 
 typedef struct ks_kernels_iface {
     uint32_t size, kernel_size, n_kernels, _pad;

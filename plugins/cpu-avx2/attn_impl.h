@@ -45,6 +45,7 @@ typedef struct tile {
     uint32_t r0, n_r;      /* rows */
     uint32_t d0, n_d;      /* columns of V */
     uint32_t o_stride;     /* n_d as whole vectors */
+    bool part;             /* the caller splits the keys */
 } tile;
 
 /* First and last key that row r may see without `sel`. */
@@ -277,24 +278,45 @@ static void span_begin(const tile *t)
     memset(t->mem->o, 0, sizeof(float) * n * t->o_stride);
 }
 
-/* The first span becomes the total, the others join it. */
-static void span_end(const tile *t)
+/* A span with keys joins the total: the first one becomes it. */
+static void join(const tile *t, uint32_t q, float m, float l, const float *o)
+{
+    scratch_mem *mem = t->mem;
+    if (m == -INFINITY) return;
+    if (mem->m_all[q] == -INFINITY) {
+        memcpy(output(t, q), o, sizeof(float) * t->n_d);
+        mem->l_all[q] = l;
+        mem->m_all[q] = m;
+        return;
+    }
+    float max = m > mem->m_all[q] ? m : mem->m_all[q];
+    float old = v_exp_1(mem->m_all[q] - max), new = v_exp_1(m - max);
+    blend(output(t, q), old, o, new, t->n_d);
+    mem->l_all[q] = mem->l_all[q] * old + l * new;
+    mem->m_all[q] = max;
+}
+
+/* Where span s of query q lies for a caller who splits: maximum, sum, and the output from the 16th float on. */
+static float *part_of(const tile *t, uint32_t q, uint32_t s)
+{
+    const ks_attn_args *a = t->a;
+    size_t head = (size_t)(t->r0 + q / t->n_h) * a->n_heads + t->h0 + q % t->n_h;
+    return a->part + (head * a->part_spans + s - a->part_first) * a->part_stride;
+}
+
+static void span_end(const tile *t, uint32_t s)
 {
     scratch_mem *mem = t->mem;
     for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
         const float *o = mem->o + (size_t)q * t->o_stride;
-        if (mem->m[q] == -INFINITY) continue; /* no key of this span */
-        if (mem->m_all[q] == -INFINITY) {
-            memcpy(output(t, q), o, sizeof(float) * t->n_d);
-            mem->l_all[q] = mem->l[q];
-            mem->m_all[q] = mem->m[q];
-            continue;
+        if (t->part) {
+            float *p = part_of(t, q, s);
+            p[0] = mem->m[q];
+            p[1] = mem->l[q];
+            memcpy(p + 16 + t->d0, o, sizeof(float) * t->n_d);
+        } else {
+            join(t, q, mem->m[q], mem->l[q], o);
         }
-        float m = mem->m[q] > mem->m_all[q] ? mem->m[q] : mem->m_all[q];
-        float old = v_exp_1(mem->m_all[q] - m), new = v_exp_1(mem->m[q] - m);
-        blend(output(t, q), old, o, new, t->n_d);
-        mem->l_all[q] = mem->l_all[q] * old + mem->l[q] * new;
-        mem->m_all[q] = m;
     }
 }
 
@@ -317,65 +339,101 @@ static void finish(const tile *t)
     }
 }
 
-/* All blocks of the positions the tile's rows see. */
-static void run_dense(const tile *t)
+/* All blocks of the positions in [from, to] that the tile's rows see; these are of one span. */
+static void span_dense(const tile *t, uint32_t from, uint32_t to)
 {
     const ks_attn_args *a = t->a;
     block *b = t->mem->b, *next = b + 1;
-    uint32_t j, hi, unused;
-    visible(a, t->r0, &j, &unused);
-    visible(a, t->r0 + (t->n_r - 1), &unused, &hi); /* both limits grow with the row */
-    j = block_dense(a, t->kvh, t->size, j, hi, b);
-    span_begin(t);
-    while (j <= hi) {
-        uint32_t end = block_dense(a, t->kvh, t->size, j, hi, next);
+    uint32_t j = block_dense(a, t->kvh, t->size, from, to, b);
+    while (j <= to) {
+        uint32_t end = block_dense(a, t->kvh, t->size, j, to, next);
         run_block(t, b, next);
-        if (j % KS_ATTN_SPAN == 0) span_end(t), span_begin(t);
         block *done = b;
         b = next, next = done;
         j = end;
     }
     run_block(t, b, NULL);
-    span_end(t);
 }
 
-/* One row with a list of positions. */
-static void run_sparse(const tile *t)
+/* One row with a list of positions: entries from *i on, up to position `to`. */
+static void span_sparse(const tile *t, const uint32_t *sel, uint32_t n, uint32_t *i, uint32_t to)
 {
     const ks_attn_args *a = t->a;
-    const uint32_t *sel = a->sel + (size_t)t->r0 * a->sel_stride, n = a->n_sel[t->r0];
-    uint32_t lo, hi, i = 0;
-    visible(a, t->r0, &lo, &hi);
-    while (i < n && sel[i] < lo) i++;
-    while (i < n && sel[i] <= hi) {
-        uint32_t span_last = sel[i] | (KS_ATTN_SPAN - 1);
-        span_begin(t);
-        while (i < n && sel[i] <= hi && sel[i] <= span_last) {
-            block *b = t->mem->b;
-            b->first = 0;
-            for (b->n = 0; i < n && b->n < KEYS && sel[i] <= hi && sel[i] <= span_last; i++, b->n++) {
-                b->k[b->n] = key_at(a, t->kvh, t->size, sel[i] / a->page_tok, sel[i] % a->page_tok);
-                b->v[b->n] = value_at(a, t->kvh, t->size, sel[i] / a->page_tok, sel[i] % a->page_tok);
-            }
-            block_fill(b);
-            block_prefetch(b, 0, b->n, 0, (size_t)t->n_d * t->size);
-            run_block(t, b, NULL);
+    while (*i < n && sel[*i] <= to) {
+        block *b = t->mem->b;
+        b->first = 0;
+        for (b->n = 0; *i < n && b->n < KEYS && sel[*i] <= to; ++*i, b->n++) {
+            uint32_t j = sel[*i];
+            b->k[b->n] = key_at(a, t->kvh, t->size, j / a->page_tok, j % a->page_tok);
+            b->v[b->n] = value_at(a, t->kvh, t->size, j / a->page_tok, j % a->page_tok);
         }
-        span_end(t);
+        block_fill(b);
+        block_prefetch(b, 0, b->n, 0, (size_t)t->n_d * t->size);
+        run_block(t, b, NULL);
+    }
+}
+
+/* Positions [lo, hi], span after span. */
+static void run_spans(const tile *t, uint32_t lo, uint32_t hi)
+{
+    const ks_attn_args *a = t->a;
+    const uint32_t *sel = a->sel ? a->sel + (size_t)t->r0 * a->sel_stride : NULL, n = sel ? a->n_sel[t->r0] : 0;
+    uint32_t i = 0;
+    while (i < n && sel[i] < lo) i++;
+    for (uint32_t s = lo / KS_ATTN_SPAN; s <= hi / KS_ATTN_SPAN; s++) {
+        uint32_t first = s * KS_ATTN_SPAN, last = first + (KS_ATTN_SPAN - 1);
+        span_begin(t);
+        if (sel)
+            span_sparse(t, sel, n, &i, last < hi ? last : hi);
+        else
+            span_dense(t, first > lo ? first : lo, last < hi ? last : hi);
+        span_end(t, s);
+    }
+}
+
+/* Spans [span_begin, span_end) of a caller who splits; where the rows see no key, too. */
+static void fill_part(const tile *t, uint32_t lo, uint32_t hi)
+{
+    const ks_attn_args *a = t->a;
+    for (uint32_t s = a->span_begin; s < a->span_end; s++) {
+        uint32_t first = s * KS_ATTN_SPAN, last = first + (KS_ATTN_SPAN - 1);
+        if (first <= hi && last >= lo) {
+            run_spans(t, first > lo ? first : lo, last < hi ? last : hi);
+            continue;
+        }
+        for (uint32_t q = 0; q < t->n_r * t->n_h; q++) part_of(t, q, s)[0] = -INFINITY;
+    }
+}
+
+static void merge_part(const tile *t)
+{
+    for (uint32_t s = t->a->span_begin; s < t->a->span_end; s++) {
+        for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
+            const float *p = part_of(t, q, s);
+            join(t, q, p[0], p[1], p + 16 + t->d0);
+        }
     }
 }
 
 static void run_tile(const tile *t)
 {
+    const ks_attn_args *a = t->a;
+    uint32_t lo, hi, unused;
     for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
         t->mem->m_all[q] = -INFINITY;
         t->mem->l_all[q] = 0;
-        t->mem->q[q] = t->a->q + (t->r0 + q / t->n_h) * t->a->q_stride + (size_t)(t->h0 + q % t->n_h) * t->a->d_k;
+        t->mem->q[q] = a->q + (t->r0 + q / t->n_h) * a->q_stride + (size_t)(t->h0 + q % t->n_h) * a->d_k;
     }
-    if (t->a->sel)
-        run_sparse(t);
+    visible(a, t->r0, &lo, &unused);
+    visible(a, t->r0 + (t->n_r - 1), &unused, &hi); /* both limits grow with the row */
+    if (t->part && !a->part_merge) {
+        fill_part(t, lo, hi);
+        return;
+    }
+    if (t->part)
+        merge_part(t);
     else
-        run_dense(t);
+        run_spans(t, lo, hi);
     finish(t);
 }
 
@@ -387,6 +445,7 @@ static void run_head(const ks_attn_args *a, uint32_t type, uint32_t kvh, uint32_
     const uint32_t fit = O_FLOATS / o_stride, most = fit < QUERIES ? fit : QUERIES;
     const uint32_t n_h = group < most ? group : most, n_r = a->sel || n_h < group ? 1 : most / group;
     tile t = { .a = a, .mem = mem, .type = type, .size = ks_type_bits(type) / 8, .kvh = kvh, .o_stride = o_stride };
+    t.part = KS_HAS(a, part_merge) && a->part;
     for (t.d0 = 0; t.d0 < a->d_v; t.d0 += n_d) {
         t.n_d = a->d_v - t.d0 < n_d ? a->d_v - t.d0 : n_d;
         for (uint32_t h = 0; h < group; h += n_h) {

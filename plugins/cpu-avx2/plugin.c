@@ -13,11 +13,13 @@
         .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_Q8, .layout = KS_LAYOUT_T16, .score = 50,  \
         .scratch_bytes = MATMUL_SCRATCH_BYTES, .cpu_required = KS_CPU(AVX_VNNI), .name = #FN, .fn = FN \
     }
-#define ATTN(W, FN)                                                                                              \
-    {                                                                                                            \
-        .op = KS_K_ATTN, .wtype = KS_T_##W, .xtype = KS_T_F32, .scratch_bytes = ATTN_SCRATCH_BYTES, .name = #FN, \
-        .fn = FN                                                                                                 \
+#define CACHE(OP, W, FN, SCRATCH, FLAGS)                                                                 \
+    {                                                                                                    \
+        .op = OP, .wtype = KS_T_##W, .xtype = KS_T_F32, .scratch_bytes = SCRATCH, .name = #FN, .fn = FN, \
+        .flags = FLAGS                                                                                   \
     }
+#define ATTN(W, FN) CACHE(KS_K_ATTN, W, FN, ATTN_SCRATCH_BYTES, KS_KF_SPANS)
+#define STORE(W, FN) CACHE(KS_K_STORE, W, FN, 0, 0)
 #define PLAIN(OP, FN, SCRATCH)                                                       \
     {                                                                                \
         .op = OP, .xtype = KS_T_F32, .scratch_bytes = SCRATCH, .name = #FN, .fn = FN \
@@ -39,6 +41,9 @@ static const ks_kernel rows[] = {
     ATTN(F32, attn_f32_avx2),
     ATTN(BF16, attn_bf16_avx2),
     ATTN(F8E4M3, attn_f8e4m3_avx2),
+    STORE(F32, store_f32_avx2),
+    STORE(BF16, store_bf16_avx2),
+    STORE(F8E4M3, store_f8e4m3_avx2),
 };
 
 static const ks_kernels_iface iface = {

@@ -19,6 +19,9 @@ void glu_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_f32_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_bf16_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_f8e4m3_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void store_f32_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void store_bf16_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void store_f8e4m3_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 
 /* Scratch of a worker. Matmul: unpacked weights of a block and running sums; attention: see attn.c. */
 #define MATMUL_SCRATCH_BYTES 24576u

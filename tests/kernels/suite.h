@@ -72,5 +72,6 @@ int suite_norm(suite *s);
 int suite_rope(suite *s);
 int suite_glu(suite *s);
 int suite_attn(suite *s);
+int suite_store(suite *s);
 
 #endif

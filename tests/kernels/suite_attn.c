@@ -14,7 +14,7 @@ static uint32_t attn_unit(const void *args, uint32_t b, size_t i)
 {
     const ks_attn_args *a = args;
     uint32_t column = (uint32_t)(i % a->o_stride), per_unit = a->n_heads / a->n_kv_heads * a->d_v;
-    (void)b;
+    if (b) return UINT32_MAX; /* `part`: nobody's while the keys are not split */
     return column < a->n_heads * a->d_v ? (uint32_t)(i / a->o_stride) * a->n_kv_heads + column / per_unit : UINT32_MAX;
 }
 
@@ -184,6 +184,60 @@ static int check_single_rows(suite *s, const ks_attn_args *a)
     return 0;
 }
 
+static const suite_buf *output_of(const suite *s, const char *name)
+{
+    const suite_buf *o = s->bufs;
+    while (strcmp(o->name, name) != 0) o++;
+    return o;
+}
+
+/* All units of one kind of call, cut in two at random, the later part first. */
+static int call_cut(suite *s, const ks_attn_args *a)
+{
+    uint32_t n = a->n_rows * a->n_kv_heads, cut = suite_below(s, n + 1);
+    int rc = suite_call(s, s->row, a, cut, n);
+    return rc ? rc : suite_call(s, s->row, a, 0, cut);
+}
+
+/* Spans one by one or some together, from the last to the first, then merged: the bits of the whole. */
+static int check_spans(suite *s, const ks_attn_args *whole)
+{
+    const suite_buf *o = output_of(s, "o");
+    ks_attn_args a = *whole;
+    int rc = 0;
+    a.part = (float *)(void *)output_of(s, "part")->p;
+    memcpy(o->p, o->init, o->bytes);
+    for (uint32_t end = a.part_first + a.part_spans; !rc && end > a.part_first; end = a.span_begin) {
+        a.span_end = end;
+        a.span_begin = a.part_first + suite_below(s, end - a.part_first);
+        rc = call_cut(s, &a);
+    }
+    if (rc) return rc;
+    if (memcmp(o->p, o->init, o->bytes) != 0)
+        return suite_fail(s, KS_KRN_OUTSIDE, "a call for some of the spans writes 'o'");
+    a.span_begin = a.part_first;
+    a.span_end = a.part_first + a.part_spans;
+    a.part_merge = 1;
+    if ((rc = call_cut(s, &a))) return rc;
+    if (!suite_same((const float *)(const void *)o->p, (const float *)(const void *)o->whole, o->bytes / 4))
+        return suite_fail(s, KS_KRN_SPLIT, "%u spans merged have other bits than the whole", a.part_spans);
+    return 0;
+}
+
+/* A host of ABI 1.0 has no `part`: what lies there is not the kernel's business. */
+static int check_old_size(suite *s, const ks_attn_args *whole)
+{
+    const suite_buf *o = output_of(s, "o");
+    ks_attn_args a = *whole;
+    a.size = offsetof(ks_attn_args, part);
+    a.part = (float *)(uintptr_t)64;
+    memcpy(o->p, o->init, o->bytes);
+    int rc = suite_call(s, s->row, &a, 0, a.n_rows * a.n_kv_heads);
+    if (!rc && !suite_same((const float *)(const void *)o->p, (const float *)(const void *)o->whole, o->bytes / 4))
+        rc = suite_fail(s, KS_KRN_SPLIT, "arguments of the size of ABI 1.0 give other bits");
+    return rc;
+}
+
 static int attn_case(suite *s, const shape *sh)
 {
     uint32_t n_tok = sh->pos + sh->n_rows, n_pages = (n_tok + sh->page_tok - 1) / sh->page_tok;
@@ -233,12 +287,20 @@ static int attn_case(suite *s, const shape *sh)
     }
     if (sh->sel) make_sel(s, &a, sh);
     a.o = suite_output(s, "o", ((sh->n_rows - 1) * a.o_stride + (size_t)sh->n_heads * sh->d_v) * 4);
+    bool spans = s->row->flags & KS_KF_SPANS;
+    a.part_first = suite_below(s, 2) && sh->window ? sh->pos / KS_ATTN_SPAN / 2 : 0;
+    if (a.part_first > (sh->pos > sh->window ? sh->pos - sh->window : 0) / KS_ATTN_SPAN) a.part_first = 0;
+    a.part_spans = n_tok / KS_ATTN_SPAN + 1 - a.part_first;
+    a.part_stride = ((sh->d_v + 15) & ~15u) + 16 * (1 + suite_below(s, 2));
+    if (spans) (void)suite_output(s, "part", (size_t)sh->n_rows * sh->n_heads * a.part_spans * a.part_stride * 4);
     suite_case c = {
         .args = &a, .n_units = sh->n_rows * sh->n_kv, .elem_bytes = 4, .unit_of = attn_unit, .eps = 0x1p-22
     };
     c.eval = s->row->wtype == KS_T_F32 ? eval_F32 : s->row->wtype == KS_T_BF16 ? eval_BF16 : eval_F8E4M3;
     int rc = suite_check(s, &c);
     if (!rc) rc = check_single_rows(s, &a);
+    if (!rc && spans) rc = check_spans(s, &a);
+    if (!rc) rc = check_old_size(s, &a);
     suite_free(s);
     return rc;
 }
@@ -247,15 +309,17 @@ int suite_attn(suite *s)
 {
     static const shape shapes[] = {
         /* rows, pos, heads, kv, d_k, d_v, page, window, chunk, softcap, sinks, sel, v in k */
-        { 1, 0, 1, 1, 64, 64, 16, 0, 0, 0, 0, 0, 0 },      { 1, 0, 3, 3, 5, 3, 4, 0, 0, 0, 0, 0, 0 },
-        { 20, 0, 8, 2, 64, 64, 16, 0, 0, 0, 0, 0, 0 },     { 5, 33, 12, 4, 80, 48, 16, 0, 0, 0, 1, 0, 0 },
-        { 7, 100, 4, 4, 128, 128, 64, 50, 0, 0, 0, 0, 0 }, { 9, 61, 6, 2, 32, 40, 32, 1, 0, 1, 1, 0, 0 },
-        { 9, 120, 6, 2, 32, 40, 64, 0, 64, 0, 0, 0, 0 },   { 6, 90, 4, 1, 24, 20, 7, 33, 40, 1, 1, 0, 0 },
-        { 6, 90, 4, 1, 24, 20, 16, 0, 0, 0, 0, 1, 0 },     { 5, 40, 5, 1, 36, 33, 16, 20, 0, 1, 1, 1, 0 },
-        { 3, 70, 70, 1, 72, 64, 16, 0, 0, 0, 0, 0, 1 },    { 2, 20, 2, 1, 600, 580, 16, 0, 0, 0, 0, 0, 0 },
-        { 2, 5, 40, 1, 576, 512, 16, 0, 0, 0, 0, 0, 1 },   { 3, 1022, 2, 1, 16, 16, 64, 0, 0, 0, 1, 0, 0 },
-        { 2, 2500, 4, 2, 16, 8, 128, 0, 0, 0, 0, 0, 0 },   { 2, 2500, 2, 1, 16, 8, 128, 600, 0, 0, 1, 0, 0 },
-        { 4, 2300, 2, 1, 16, 8, 48, 0, 0, 0, 0, 1, 0 },    { 70, 3, 2, 1, 16, 24, 16, 0, 0, 0, 0, 0, 0 },
+        { 1, 0, 1, 1, 64, 64, 16, 0, 0, 0, 0, 0, 0 },       { 1, 0, 3, 3, 5, 3, 4, 0, 0, 0, 0, 0, 0 },
+        { 20, 0, 8, 2, 64, 64, 16, 0, 0, 0, 0, 0, 0 },      { 5, 33, 12, 4, 80, 48, 16, 0, 0, 0, 1, 0, 0 },
+        { 7, 100, 4, 4, 128, 128, 64, 50, 0, 0, 0, 0, 0 },  { 9, 61, 6, 2, 32, 40, 32, 1, 0, 1, 1, 0, 0 },
+        { 9, 120, 6, 2, 32, 40, 64, 0, 64, 0, 0, 0, 0 },    { 6, 90, 4, 1, 24, 20, 7, 33, 40, 1, 1, 0, 0 },
+        { 6, 90, 4, 1, 24, 20, 16, 0, 0, 0, 0, 1, 0 },      { 5, 40, 5, 1, 36, 33, 16, 20, 0, 1, 1, 1, 0 },
+        { 3, 70, 70, 1, 72, 64, 16, 0, 0, 0, 0, 0, 1 },     { 2, 20, 2, 1, 600, 580, 16, 0, 0, 0, 0, 0, 0 },
+        { 2, 5, 40, 1, 576, 512, 16, 0, 0, 0, 0, 0, 1 },    { 3, 1022, 2, 1, 16, 16, 64, 0, 0, 0, 1, 0, 0 },
+        { 2, 2500, 4, 2, 16, 8, 128, 0, 0, 0, 0, 0, 0 },    { 2, 2500, 2, 1, 16, 8, 128, 600, 0, 0, 1, 0, 0 },
+        { 4, 2300, 2, 1, 16, 8, 48, 0, 0, 0, 0, 1, 0 },     { 70, 3, 2, 1, 16, 24, 16, 0, 0, 0, 0, 0, 0 },
+        { 9, 1020, 6, 6, 64, 64, 32, 0, 0, 0, 1, 0, 0 },    { 5, 60, 4, 1, 96, 1100, 16, 0, 0, 0, 0, 0, 0 },
+        { 6, 2040, 4, 2, 64, 72, 64, 1100, 0, 1, 1, 0, 0 }, { 12, 45, 9, 3, 32, 32, 8, 0, 30, 0, 0, 0, 0 },
     };
     uint32_t type = s->row->wtype;
     if (type != KS_T_F32 && type != KS_T_BF16 && type != KS_T_F8E4M3)

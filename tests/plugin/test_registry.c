@@ -156,7 +156,7 @@ static void a_named_set_is_filled_up_by_the_reference_alone(void **state)
     assert_int_equal(ks_registry_find(r, "slow")->state, KS_PLUGIN_USABLE);
     assert_string_equal(ks_registry_find(r, "fast")->why, "named in the settings (rows used: 2 of 2)");
     assert_string_equal(ks_registry_find(r, "ref")->why,
-                        "serves the rows that the named ones lack (rows used: 10 of 12)");
+                        "serves the rows that the named ones lack (rows used: 13 of 15)");
     ks_registry_close(r);
 }
 
@@ -396,9 +396,47 @@ static void a_loader_that_does_not_open_stands_in_nobodys_way(void **state)
     ks_registry_close(r);
 }
 
+/* The rows of a plugin of ABI 1.0 end before `flags`; what follows there is the next row. */
+static void rows_of_the_first_version_have_no_flags(void **state)
+{
+    static struct {
+        uint16_t op, wtype, xtype, layout;
+        int32_t score;
+        uint32_t scratch_bytes;
+        uint64_t cpu_required;
+        const char *name;
+        ks_kernel_fn fn;
+    } rows[] = { { KS_K_NORM, 0, KS_T_F32, 0, 0, 0, 0, "norm old", no_kernel },
+                 { KS_K_GLU, 0, KS_T_F32, 0, 0, 0, 0, "glu old", no_kernel } };
+    static const ks_kernels_iface iface = { .size = sizeof iface,
+                                            .kernel_size = sizeof rows[0],
+                                            .n_kernels = 2,
+                                            .kernels = (const ks_kernel *)(const void *)rows };
+    static const ks_plugin old = { .size = sizeof old,
+                                   .kind = KS_KIND_KERNELS,
+                                   .name = "old",
+                                   .version = "1",
+                                   .summary = "s",
+                                   .license = "l",
+                                   .score = 1,
+                                   .iface = &iface };
+    ks_registry *r = empty(0);
+    ks_kernel_table *t = NULL;
+    (void)state;
+    add(r, &old);
+    assert_int_equal(ks_registry_choose(r, KS_KIND_KERNELS, "auto", NULL), 0);
+    assert_int_equal(ks_kernel_table_new(r, &t, NULL), 0);
+    assert_string_equal(ks_kernel_find(t, KS_K_GLU, 0, KS_T_F32, 0)->name, "glu old");
+    assert_int_equal(ks_kernel_find(t, KS_K_NORM, 0, KS_T_F32, 0)->flags, 0);
+    assert_int_equal(ks_kernel_find(t, KS_K_GLU, 0, KS_T_F32, 0)->flags, 0);
+    ks_kernel_table_free(t);
+    ks_registry_close(r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rows_of_the_first_version_have_no_flags),
         cmocka_unit_test(the_best_row_wins_not_the_best_plugin),
         cmocka_unit_test(equal_scores_are_decided_by_name_not_by_order),
         cmocka_unit_test(a_row_needs_its_own_cpu_features),
