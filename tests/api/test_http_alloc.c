@@ -3,7 +3,8 @@
  * linker leads their allocations through the count here. */
 #include "fixture.h"
 
-#include <stdatomic.h>
+#include "support/alloc_fail.h"
+
 #include <stdlib.h>
 
 #include <setjmp.h>
@@ -16,45 +17,6 @@
 extern const ks_plugin krasis_plugin_v1;
 
 static fixture f;
-static atomic_long countdown = -1; /* below 0: none fails */
-static _Thread_local bool spared;  /* the test's own thread */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-char *__real_strdup(const char *s);
-char *__real_strndup(const char *s, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-char *__wrap_strdup(const char *s);
-char *__wrap_strndup(const char *s, size_t n);
-
-static bool fails(void)
-{
-    return !spared && atomic_load(&countdown) >= 0 && atomic_fetch_sub(&countdown, 1) == 0;
-}
-
-void *__wrap_malloc(size_t n)
-{
-    return fails() ? NULL : __real_malloc(n);
-}
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-void *__wrap_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : __real_realloc(p, n);
-}
-char *__wrap_strdup(const char *s)
-{
-    return fails() ? NULL : __real_strdup(s);
-}
-char *__wrap_strndup(const char *s, size_t n)
-{
-    return fails() ? NULL : __real_strndup(s, n);
-}
 
 static int teardown(void **state)
 {
@@ -69,7 +31,7 @@ static void fail_each(const char *path, const char *body)
     int n_answers = 0, n_closed = 0;
     for (long n = 0;; n++) {
         assert_in_range(n, 0, MORE_THAN_ENOUGH);
-        atomic_store(&countdown, n);
+        ks_test_fail_after(n);
         client_open(&c, f.port);
         client_post(&c, path, "Connection: close\r\n", body);
         assert_true(client_sees_close(&c, LIMIT));
@@ -79,7 +41,7 @@ static void fail_each(const char *path, const char *body)
             n_answers++;
         else
             assert_memory_equal(c.raw, "HTTP/1.1 200", 12);
-        bool all_well = atomic_exchange(&countdown, -1) >= 0;
+        bool all_well = !ks_test_fail_end();
         bool whole = c.n && (strstr(c.raw, "\"finish_reason\":\"stop\"") != NULL);
         client_fini(&c);
         assert_true(stub_wait_done(&f.engine, stub_count(&f.engine, &f.engine.n_jobs), 2000));
@@ -104,7 +66,7 @@ static void a_failed_allocation_costs_one_request(void **state)
         { "/v1/completions", "\"prompt\":[\"a\",[1,2]],\"logprobs\":2,", "false" },
     };
     ks_err err = { 0 };
-    spared = true;
+    ks_test_spare_thread(true);
     fixture_init_with(&f, &krasis_plugin_v1);
     if (fixture_run(&f, &err)) fail_msg("%s", err.msg);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -121,12 +83,12 @@ static void a_failed_allocation_ends_the_start(void **state)
     int n = 0;
     fixture_init_with(&f, &krasis_plugin_v1);
     fixture_set(&f, "api-key", "key");
-    spared = false;
+    ks_test_spare_thread(false);
     for (int rc = -1; rc; n++) {
         assert_in_range(n, 0, MORE_THAN_ENOUGH);
-        atomic_store(&countdown, n);
+        ks_test_fail_after(n);
         rc = f.plugin->open(&f.host, f.opts, &f.self, &err);
-        atomic_store(&countdown, -1);
+        assert_int_equal(ks_test_fail_end(), rc != 0);
         if (rc) {
             assert_int_equal(rc, KS_E_NOMEM);
             assert_non_null(strstr(err.msg, "out of memory"));

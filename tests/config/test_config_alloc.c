@@ -1,44 +1,6 @@
 /* The Nth allocation fails, for every N until all goes well: an error each time, nothing lost or leaked. */
+#include "support/alloc_fail.h"
 #include "util.h"
-
-static long countdown = -1; /* below 0: none fails */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-char *__real_strdup(const char *s);
-char *__real_strndup(const char *s, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-char *__wrap_strdup(const char *s);
-char *__wrap_strndup(const char *s, size_t n);
-
-static bool fails(void)
-{
-    return countdown >= 0 && countdown-- == 0;
-}
-
-void *__wrap_malloc(size_t n)
-{
-    return fails() ? NULL : __real_malloc(n);
-}
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-void *__wrap_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : __real_realloc(p, n);
-}
-char *__wrap_strdup(const char *s)
-{
-    return fails() ? NULL : __real_strdup(s);
-}
-char *__wrap_strndup(const char *s, size_t n)
-{
-    return fails() ? NULL : __real_strndup(s, n);
-}
 
 static int everything(ks_err *err)
 {
@@ -65,14 +27,14 @@ static void each_allocation_may_fail(void **state)
     long n = 0;
     int rc;
     do {
-        countdown = n++;
+        ks_test_fail_after(n++);
         err.msg[0] = '\0';
         rc = everything(&err);
         if (rc) assert_true(err.msg[0] != '\0');
         assert_true(n < 10000);
     } while (rc);
-    countdown = -1;
-    assert_true(n > 100); /* so many were counted: the wrapping works */
+    (void)ks_test_fail_end(); /* none did: rc is 0 */
+    assert_true(n > 100);     /* so many were counted: the wrapping works */
 }
 
 int main(void)

@@ -1,6 +1,7 @@
 /* The Nth allocation of the registry fails, for every N until all goes well: an error each time, nothing lost or
  * leaked. */
 #include "plugin/plugin.h"
+#include "support/alloc_fail.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,35 +10,6 @@
 #include <cmocka.h>
 
 #define FIXTURE(name) KS_FIXTURE_DIR "/" name ".so"
-
-static long countdown = -1; /* below 0: none fails */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-
-static bool fails(void)
-{
-    return countdown >= 0 && countdown-- == 0;
-}
-
-void *__wrap_malloc(size_t n)
-{
-    return fails() ? NULL : __real_malloc(n);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-
-void *__wrap_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : __real_realloc(p, n);
-}
 
 /* Two files by path, settings with a string, choice and table. The registry is the caller's to close. */
 static int everything(ks_registry **r, ks_kernel_table **t, ks_err *err)
@@ -59,9 +31,9 @@ static void every_allocation_may_fail(void **state)
         ks_registry *r = NULL;
         ks_kernel_table *t = NULL;
         ks_err err = { 0 };
-        countdown = n;
+        ks_test_fail_after(n);
         rc = everything(&r, &t, &err);
-        countdown = -1;
+        assert_int_equal(ks_test_fail_end(), rc != 0);
         if (rc) {
             assert_int_equal(rc, KS_E_NOMEM);
             assert_non_null(strstr(err.msg, "memory"));

@@ -1,47 +1,9 @@
 /* The Nth allocation fails, for every N until all goes well: an error each time, nothing lost or leaked. */
+#include "support/alloc_fail.h"
 #include "util.h"
 
 #define DIR "alloc"
 #define CACHE "alloc-cache"
-
-static long countdown = -1; /* below 0: none fails */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-char *__real_strdup(const char *s);
-char *__real_strndup(const char *s, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-char *__wrap_strdup(const char *s);
-char *__wrap_strndup(const char *s, size_t n);
-
-static bool fails(void)
-{
-    return countdown >= 0 && countdown-- == 0;
-}
-
-void *__wrap_malloc(size_t n)
-{
-    return fails() ? NULL : __real_malloc(n);
-}
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-void *__wrap_realloc(void *p, size_t n)
-{
-    return fails() ? NULL : __real_realloc(p, n);
-}
-char *__wrap_strdup(const char *s)
-{
-    return fails() ? NULL : __real_strdup(s);
-}
-char *__wrap_strndup(const char *s, size_t n)
-{
-    return fails() ? NULL : __real_strndup(s, n);
-}
 
 static int everything(ks_registry *r, ks_err *err)
 {
@@ -82,11 +44,9 @@ static void every_failed_allocation_is_an_error(void **state)
     for (;; n++) {
         util_fresh_dir(CACHE);
         err = (ks_err) { .code = 0 };
-        countdown = n;
+        ks_test_fail_after(n);
         int rc = everything(r, &err);
-        bool reached = countdown < 0;
-        countdown = -1;
-        if (!reached) {
+        if (!ks_test_fail_end()) {
             assert_ok(rc, &err);
             break;
         }
