@@ -1,6 +1,7 @@
 /* Loading: see load.h. Every line it logs says what was chosen, why, and which setting changes it. */
 #include "app/load.h"
 
+#include "app/gpu.h"
 #include "app/plan.h"
 #include "base/base.h"
 #include "base/clock.h"
@@ -208,6 +209,19 @@ static int open_text(ks_app *a, ks_err *err)
     return rc ? ks_fail(err, rc, "%s", e.msg) : 0;
 }
 
+/* A GPU that nobody insists on and that cannot hold the model is a line in the log. */
+static int open_on(ks_app *a, ks_engine_opts *o, ks_err *err)
+{
+    ks_err e = { 0 };
+    int rc = ks_engine_open(o, &a->engine, &e);
+    bool insists = strcmp(ks_config_str(a->config, "device"), "auto") != 0;
+    if (!rc || o->device == &ks_cpu_device_iface || insists) return rc ? ks_fail(err, rc, "%s", e.msg) : 0;
+    ks_log(KS_LOG_WARN, "device", "%s: the CPU computes", e.msg);
+    o->device = &ks_cpu_device_iface;
+    o->device_self = &a->cpu;
+    return ks_engine_open(o, &a->engine, err);
+}
+
 static int open_engine(ks_app *a, uint32_t context, ks_err *err)
 {
     ks_config *c = a->config;
@@ -221,8 +235,6 @@ static int open_engine(ks_app *a, uint32_t context, ks_err *err)
                          .tok = a->tok,
                          .chat = a->chat,
                          .chat_developer = a->chat_developer,
-                         .device = &ks_cpu_device_iface,
-                         .device_self = &a->cpu,
                          .pool = a->pool,
                          .name = a->name,
                          .path = ks_config_str(c, "model-path"),
@@ -233,7 +245,8 @@ static int open_engine(ks_app *a, uint32_t context, ks_err *err)
                          .max_running = (uint32_t)ks_config_int(c, "max-running"),
                          .max_waiting = (uint32_t)ks_config_int(c, "max-waiting"),
                          .step_tokens = (uint32_t)ks_config_int(c, "step-tokens") };
-    rc = ks_engine_open(&o, &a->engine, err);
+    rc = ks_app_choose_device(a, &o, err);
+    if (!rc) rc = open_on(a, &o, err);
     free(generation);
     if (!rc)
         ks_log(KS_LOG_INFO, "engine", "%s (%s): context %u tokens (--context), KV cache %s (--kv-dtype)", a->name,

@@ -3,6 +3,7 @@
 #define KS_APP_LOAD_H
 
 #include "config/config.h"
+#include "device/split_device.h"
 #include "engine/engine.h"
 #include "plugin/plugin.h"
 
@@ -18,6 +19,7 @@ typedef struct ks_app {
     ks_template *chat;
     bool chat_developer; /* the template knows that role */
     ks_cpu_ctx cpu;
+    ks_split_ctx split; /* where a GPU is used */
     ks_engine *engine;
     char *dirs[8];
     uint32_t n_dirs;

@@ -159,6 +159,162 @@ MATMUL(I4)
 MATMUL(MXFP4)
 #undef MATMUL
 
+static void norm(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_norm_args *a = args;
+    uint32_t n = end - begin;
+    (void)scratch;
+    used = 0;
+    cu_norm m = { .kind = a->kind,
+                  .n_rows = n,
+                  .n = a->n,
+                  .width = a->width,
+                  .w_width = a->w_width,
+                  .eps = a->eps,
+                  .w_offset = a->w_offset,
+                  .x = { rows_up(a->x + begin * a->x_stride, n, a->x_stride * 4, (size_t)a->n * 4), a->n } };
+    m.y = (cu_reg) { take((size_t)n * a->n * 4), a->n };
+    m.weight = taken(a->weight, (size_t)a->w_width * 4);
+    m.bias = taken(a->bias, (size_t)a->w_width * 4);
+    cu_launch_norm(&m, NULL);
+    finish();
+    for (uint32_t r = 0; r < n; r++) down(a->y + (begin + r) * a->y_stride, m.y.p + (size_t)r * a->n, (size_t)a->n * 4);
+}
+
+static void rope(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_rope_args *a = args;
+    uint32_t n = end - begin, width = a->n_heads * a->head_dim;
+    (void)scratch;
+    used = 0;
+    cu_rope m = { .kind = a->kind,
+                  .n_rows = n,
+                  .n_heads = a->n_heads,
+                  .head_dim = a->head_dim,
+                  .rot_dim = a->rot_dim,
+                  .rot_begin = a->rot_begin,
+                  .mscale = a->mscale,
+                  .inv_freq = taken(a->inv_freq, (size_t)a->rot_dim / 2 * 4),
+                  .pos = taken(a->pos + begin, (size_t)n * 4),
+                  .x = { rows_up(a->x + begin * a->x_stride, n, a->x_stride * 4, (size_t)width * 4), width } };
+    cu_launch_rope(&m, NULL);
+    finish();
+    for (uint32_t r = 0; r < n; r++)
+        down(a->x + (begin + r) * a->x_stride, m.x.p + (size_t)r * width, (size_t)width * 4);
+}
+
+static void glu(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_glu_args *a = args;
+    uint32_t n = end - begin, width = 2 * ((a->n + 15) / 16 * 16);
+    (void)scratch;
+    used = 0;
+    cu_glu m = { .kind = a->kind,
+                 .n_rows = n,
+                 .n = a->n,
+                 .limit = a->limit,
+                 .alpha = a->alpha,
+                 .x = { rows_up(a->x + begin * a->x_stride, n, a->x_stride * 4, (size_t)width * 4), width } };
+    m.y = (cu_reg) { take((size_t)n * a->n * 4), a->n };
+    cu_launch_glu(&m, NULL);
+    finish();
+    for (uint32_t r = 0; r < n; r++) down(a->y + (begin + r) * a->y_stride, m.y.p + (size_t)r * a->n, (size_t)a->n * 4);
+}
+
+/* The pages that the rows may read, visible keys only, in new pages 0, 1, ... */
+static uint8_t *pages_up(const ks_attn_args *a, const void *base, size_t page_bytes, uint32_t stride, uint32_t width,
+                         uint32_t elem)
+{
+    uint32_t n_keys = a->pos + a->n_rows, n_pages = (n_keys + a->page_tok - 1) / a->page_tok;
+    size_t to_page = (size_t)a->page_tok * width * elem;
+    uint8_t *p = take(n_pages * to_page);
+    keep(cudaMemset(p, 0xff, n_pages * to_page)); /* NaN in every format */
+    for (uint32_t j = 0; j < n_keys; j++)
+        up(p + j / a->page_tok * to_page + (size_t)(j % a->page_tok) * width * elem,
+           (const uint8_t *)base + a->pages[j / a->page_tok] * page_bytes + (size_t)(j % a->page_tok) * stride * elem,
+           (size_t)width * elem);
+    return p;
+}
+
+/* Spans side by side and one after the other take turns: they must not differ. */
+static void attn(uint32_t type, const ks_attn_args *a, uint32_t begin, uint32_t end)
+{
+    static uint32_t turn;
+    uint32_t group = a->n_heads / a->n_kv_heads, elem = ks_type_bits(type) / 8, rows = a->sel ? 1 : 16 / group;
+    uint32_t n_keys = a->pos + a->n_rows, n_pages = (n_keys + a->page_tok - 1) / a->page_tok, n_tiles = 0;
+    uint32_t qw = a->n_heads * a->d_k, ow = a->n_heads * a->d_v, kw = a->n_kv_heads * a->d_k,
+             vw = a->n_kv_heads * a->d_v;
+    bool inside = a->v == a->k; /* values inside the keys' rows: their stride is the keys' */
+    cu_tile tiles[1024];
+    uint32_t pages[4096];
+    used = 0;
+    rows = rows ? rows : 1;
+    for (uint32_t r = 0; r < a->n_rows; r += rows)
+        tiles[n_tiles++] = (cu_tile) { 0, r, r + rows < a->n_rows ? rows : a->n_rows - r };
+    for (uint32_t i = 0; i < n_pages; i++) pages[i] = i;
+    cu_seq seq = { .n_rows = a->n_rows, .pos = a->pos };
+    cu_attn m = { .n_tiles = n_tiles,
+                  .n_heads = a->n_heads,
+                  .n_kv_heads = a->n_kv_heads,
+                  .d_k = a->d_k,
+                  .d_v = a->d_v,
+                  .window = a->window,
+                  .chunk = a->chunk,
+                  .n_spans = turn++ % 2 && !a->sel ? (n_keys - 1) / KS_ATTN_SPAN + 1 : 0,
+                  .scale = a->scale,
+                  .softcap = a->softcap,
+                  .tiles = taken(tiles, n_tiles * sizeof *tiles),
+                  .seqs = taken(&seq, sizeof seq),
+                  .pages = taken(pages, n_pages * 4),
+                  .q_head = a->d_k,
+                  .o_head = a->d_v,
+                  .n_rows = a->n_rows };
+    m.q = (cu_reg) { rows_up(a->q, a->n_rows, a->q_stride * 4, (size_t)qw * 4), qw };
+    m.o = (cu_reg) { take((size_t)a->n_rows * ow * 4), ow };
+    uint32_t ks = inside ? a->k_stride : kw, vs = inside ? a->k_stride : vw;
+    m.k = (cu_cache) { pages_up(a, a->k, a->k_page_bytes, a->k_stride, ks, elem),
+                       (size_t)a->page_tok * ks * elem,
+                       type,
+                       ks,
+                       a->page_tok,
+                       0 };
+    m.v = m.k;
+    if (!inside)
+        m.v = (cu_cache) { pages_up(a, a->v, a->v_page_bytes, a->v_stride, vs, elem),
+                           (size_t)a->page_tok * vs * elem,
+                           type,
+                           vs,
+                           a->page_tok,
+                           0 };
+    m.sinks = taken(a->sinks, (size_t)a->n_heads * 4);
+    if (a->sel) {
+        m.sel_stride = a->sel_stride;
+        m.n_sel = taken(a->n_sel, (size_t)a->n_rows * 4);
+        uint32_t *sel = take((size_t)a->n_rows * a->sel_stride * 4);
+        for (uint32_t r = 0; r < a->n_rows; r++)
+            up(sel + (size_t)r * a->sel_stride, a->sel + (size_t)r * a->sel_stride, (size_t)a->n_sel[r] * 4);
+        m.sel = sel;
+    }
+    if (m.n_spans) m.part = take((size_t)a->n_rows * a->n_heads * m.n_spans * (a->d_v + 2) * 4);
+    keep((cudaError_t)cu_launch_attn(&m, NULL));
+    finish();
+    for (uint32_t u = begin; u < end; u++) {
+        size_t at = (size_t)(u % a->n_kv_heads) * group * a->d_v, row = u / a->n_kv_heads;
+        down(a->o + row * a->o_stride + at, m.o.p + row * ow + at, (size_t)group * a->d_v * 4);
+    }
+}
+
+#define ATTN(TYPE)                                                                         \
+    static void attn_##TYPE(const void *args, uint32_t begin, uint32_t end, void *scratch) \
+    {                                                                                      \
+        (void)scratch;                                                                     \
+        attn(KS_T_##TYPE, args, begin, end);                                               \
+    }
+ATTN(F32)
+ATTN(BF16)
+ATTN(F8E4M3)
+#undef ATTN
+
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_gpu", .fn = quant },
     { .op = KS_K_MATMUL,
@@ -191,6 +347,12 @@ static const ks_kernel rows[] = {
       .layout = KS_LAYOUT_T16,
       .name = "mxfp4_gpu",
       .fn = matmul_MXFP4 },
+    { .op = KS_K_NORM, .xtype = KS_T_F32, .name = "norm_gpu", .fn = norm },
+    { .op = KS_K_ROPE, .xtype = KS_T_F32, .name = "rope_gpu", .fn = rope },
+    { .op = KS_K_GLU, .xtype = KS_T_F32, .name = "glu_gpu", .fn = glu },
+    { .op = KS_K_ATTN, .wtype = KS_T_F32, .xtype = KS_T_F32, .name = "attn_f32_gpu", .fn = attn_F32 },
+    { .op = KS_K_ATTN, .wtype = KS_T_BF16, .xtype = KS_T_F32, .name = "attn_bf16_gpu", .fn = attn_BF16 },
+    { .op = KS_K_ATTN, .wtype = KS_T_F8E4M3, .xtype = KS_T_F32, .name = "attn_f8e4m3_gpu", .fn = attn_F8E4M3 },
 };
 
 const ks_kernel *gpu_row(uint32_t op, uint32_t wtype)
