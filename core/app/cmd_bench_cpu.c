@@ -18,7 +18,6 @@
 #define REPEATS_MAX 64u
 #define RUN_NS 20000000u /* of one timed run */
 #define ROUNDS_MAX 100000u
-#define X_BYTES ((size_t)128 << 20)
 #define N_OUT 1536u /* gate and up of a small expert */
 #define N_IN 2048u
 #define CORES_MAX 1024u
@@ -31,6 +30,7 @@ typedef struct bench {
     uint32_t threads, repeats;
     const char *only;
     uint8_t *x; /* activations and outputs: see the offsets below */
+    size_t x_bytes;
     ks_jw w;
     bool json;
 } bench;
@@ -41,6 +41,7 @@ typedef struct bench {
 #define SCALE_AT ((size_t)40 << 20)
 #define SUM_AT ((size_t)44 << 20)
 #define Y_AT ((size_t)48 << 20)
+#define Y_BYTES ((size_t)4 << 20) /* of one worker */
 
 typedef struct task {
     const ks_kernel *row;
@@ -48,6 +49,7 @@ typedef struct task {
     size_t arg_bytes;
     uint32_t n_args, n_units, rounds;
     uint32_t first, n_run; /* n_run structs of a round, from `first` on; the next round goes on behind them */
+    bool own; /* the structs are the workers', one each: n_run is 1, and nobody writes where another does */
     ks_pool *pool;
 } task;
 
@@ -56,7 +58,7 @@ static void run_units(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
     const task *t = arg;
     for (uint32_t at = begin; at < end;) {
         uint32_t first = at % t->n_units, n = KS_MIN(t->n_units - first, end - at);
-        uint32_t i = (t->first + at / t->n_units) % t->n_args;
+        uint32_t i = t->own ? worker : (t->first + at / t->n_units) % t->n_args;
         t->row->fn((const uint8_t *)t->args + i * t->arg_bytes, first, first + n, ks_pool_scratch(t->pool, worker));
         at += n;
     }
@@ -144,8 +146,8 @@ static void size_run(const bench *b, task *t)
     t->rounds = t->n_run = 1;
     double once = seconds_of(t); /* warms up, too */
     once = fmax(seconds_of(t), 1e-9);
-    t->n_run = (uint32_t)fmin(fmax(RUN_NS * 1e-9 / once, 1), t->n_args);
-    if (t->n_run < t->n_args) return;
+    if (!t->own) t->n_run = (uint32_t)fmin(fmax(RUN_NS * 1e-9 / once, 1), t->n_args);
+    if (!t->own && t->n_run < t->n_args) return;
     t->rounds = (uint32_t)fmin(fmax(RUN_NS * 1e-9 / once / t->n_run, 1), ROUNDS_MAX);
     if ((uint64_t)t->rounds * t->n_run * t->n_units > UINT32_MAX / 2) t->rounds = 1;
 }
@@ -191,6 +193,11 @@ static const float *floats(const bench *b)
     return (const float *)(const void *)(b->x + ROWS_AT);
 }
 
+static void *output(const bench *b, uint32_t worker)
+{
+    return b->x + Y_AT + worker * Y_BYTES;
+}
+
 static void fill_act(bench *b, uint32_t n_rows, ks_act *act)
 {
     *act = (ks_act) { .q_stride = N_IN, .scale_stride = N_IN / 128, .sum_stride = N_IN / 32 };
@@ -206,7 +213,8 @@ static void fill_act(bench *b, uint32_t n_rows, ks_act *act)
 static int bench_matmul(bench *b, uint32_t wtype, uint32_t group, uint32_t rows, bool from_ram, ks_err *err)
 {
     const size_t strip = ks_t16_strip_bytes(wtype, N_IN, group), bytes = strip * ks_t16_strips(N_OUT);
-    const uint32_t n = from_ram ? (uint32_t)KS_MAX(b->meter.bytes / bytes, (size_t)1) : 1;
+    const uint32_t n = from_ram ? (uint32_t)KS_MAX(b->meter.bytes / bytes, (size_t)1) : b->threads;
+    const size_t y_bytes = (size_t)rows * N_OUT * sizeof(float), slots = b->threads * Y_BYTES / y_bytes;
     const bool ints = group != 0;
     char what[64];
     ks_act act;
@@ -219,15 +227,16 @@ static int bench_matmul(bench *b, uint32_t wtype, uint32_t group, uint32_t rows,
                                      .n_in = N_IN,
                                      .n_out = N_OUT,
                                      .group = group,
-                                     .w = b->meter.mem + i * bytes,
+                                     .w = b->meter.mem + (from_ram ? i * bytes : 0),
                                      .strip_bytes = strip,
                                      .act = &act,
                                      .x = floats(b),
                                      .x_stride = N_IN,
-                                     .y = (float *)(void *)(b->x + Y_AT),
+                                     .y = (float *)(void *)(b->x + Y_AT + i % slots * y_bytes),
                                      .y_stride = N_OUT };
     task t = { .row = find(b, KS_K_MATMUL, wtype), .args = args, .arg_bytes = sizeof *args, .n_args = n };
     t.n_units = ks_t16_strips(N_OUT);
+    t.own = !from_ram;
     (void)snprintf(what, sizeof what, "%u row%s%s", rows, rows > 1 ? "s" : "", from_ram ? " from memory" : "");
     measure(b, what, &t, from_ram ? (double)bytes : 0, (double)N_OUT * N_IN * rows, ints ? KS_CEIL_INT8 : KS_CEIL_F32);
     free(args);
@@ -235,93 +244,126 @@ static int bench_matmul(bench *b, uint32_t wtype, uint32_t group, uint32_t rows,
 }
 
 /* 32 query heads on 4 kv heads of 128, like many models of today. */
-static void bench_attn(bench *b, uint32_t type, uint32_t n_rows, uint32_t pos)
+static int bench_attn(bench *b, uint32_t type, uint32_t n_rows, uint32_t pos, ks_err *err)
 {
     enum { HEADS = 32, KV = 4, D = 128, PAGE = 64, PAGES = 8192 / PAGE };
     uint32_t pages[PAGES];
     char what[64];
+    ks_attn_args *args = ks_calloc(b->threads, sizeof *args);
+    if (!args) return ks_fail(err, KS_E_NOMEM, "out of memory for %u threads", b->threads);
     for (uint32_t i = 0; i < PAGES; i++) pages[i] = i;
     const size_t page_bytes = (size_t)PAGE * KV * D * ks_type_bits(type) / 8;
-    ks_attn_args a = { .size = sizeof a,
-                       .n_rows = n_rows,
-                       .n_heads = HEADS,
-                       .n_kv_heads = KV,
-                       .d_k = D,
-                       .d_v = D,
-                       .page_tok = PAGE,
-                       .pos = pos,
-                       .scale = 0.088f,
-                       .q = floats(b),
-                       .q_stride = HEADS * D,
-                       .o = (float *)(void *)(b->x + Y_AT),
-                       .o_stride = HEADS * D,
-                       .pages = pages,
-                       .k = b->meter.mem,
-                       .v = b->meter.mem + b->meter.bytes / 2,
-                       .k_page_bytes = page_bytes,
-                       .v_page_bytes = page_bytes,
-                       .k_stride = KV * D,
-                       .v_stride = KV * D };
-    task t = { .row = find(b, KS_K_ATTN, type), .args = &a, .n_args = 1, .n_units = n_rows * KV };
+    for (uint32_t i = 0; i < b->threads; i++)
+        args[i] = (ks_attn_args) { .size = sizeof args[i],
+                                   .n_rows = n_rows,
+                                   .n_heads = HEADS,
+                                   .n_kv_heads = KV,
+                                   .d_k = D,
+                                   .d_v = D,
+                                   .page_tok = PAGE,
+                                   .pos = pos,
+                                   .scale = 0.088f,
+                                   .q = floats(b),
+                                   .q_stride = HEADS * D,
+                                   .o = output(b, i),
+                                   .o_stride = HEADS * D,
+                                   .pages = pages,
+                                   .k = b->meter.mem,
+                                   .v = b->meter.mem + b->meter.bytes / 2,
+                                   .k_page_bytes = page_bytes,
+                                   .v_page_bytes = page_bytes,
+                                   .k_stride = KV * D,
+                                   .v_stride = KV * D };
+    task t = { .row = find(b, KS_K_ATTN, type), .args = args, .arg_bytes = sizeof *args, .n_args = b->threads };
+    t.n_units = n_rows * KV;
+    t.own = true;
     double pairs = 0;
     for (uint32_t r = 0; r < n_rows; r++) pairs += pos + r + 1;
     (void)snprintf(what, sizeof what, "%u row%s, %u keys", n_rows, n_rows > 1 ? "s" : "", pos + n_rows);
     measure(b, what, &t, 0, pairs * HEADS * 2 * D, KS_CEIL_F32);
+    free(args);
+    return 0;
 }
 
-static void bench_plain(bench *b)
-{
-    enum { ROWS = 256, HEADS = 16, D = 128 };
-    uint32_t pos[ROWS];
-    float *y = (float *)(void *)(b->x + Y_AT);
+#define PLAIN_ROWS 256u
+
+/* The structs of the row by row work of one worker. */
+typedef struct plain {
+    ks_quant_args quant;
     ks_act act;
-    fill_act(b, 1, &act);
-    for (uint32_t i = 0; i < ROWS; i++) pos[i] = 1000 + i;
-    ks_quant_args q = { .size = sizeof q, .n_rows = ROWS, .n_in = N_IN, .x = floats(b), .x_stride = N_IN, .out = &act };
-    ks_norm_args n = { .size = sizeof n,
-                       .kind = KS_NORM_RMS,
-                       .n_rows = ROWS,
-                       .n = N_IN,
-                       .width = N_IN,
-                       .w_width = N_IN,
-                       .eps = 1e-6f,
-                       .x = floats(b),
-                       .x_stride = N_IN,
-                       .weight = floats(b),
-                       .y = y,
-                       .y_stride = N_IN };
-    ks_rope_args r = { .size = sizeof r,
-                       .kind = KS_ROPE_HALF,
-                       .n_rows = ROWS,
-                       .n_heads = HEADS,
-                       .head_dim = D,
-                       .rot_dim = D,
-                       .mscale = 1,
-                       .inv_freq = floats(b),
-                       .pos = pos,
-                       .x = y,
-                       .x_stride = N_IN };
-    ks_glu_args g = { .size = sizeof g,
-                      .kind = KS_ACT_SILU,
-                      .n_rows = ROWS,
-                      .n = N_IN / 2,
-                      .x = floats(b),
-                      .x_stride = N_IN,
-                      .y = y,
-                      .y_stride = N_IN };
-    const struct {
+    ks_norm_args norm;
+    ks_rope_args rope;
+    ks_glu_args glu;
+    uint32_t pos[PLAIN_ROWS];
+} plain;
+
+static void set_plain(const bench *b, uint32_t worker, plain *p)
+{
+    enum { HEADS = 16, D = 128 };
+    float *y = output(b, worker);
+    p->act = (ks_act) { .q = output(b, worker), .q_stride = N_IN, .scale_stride = N_IN / 128, .sum_stride = N_IN / 32 };
+    p->act.scale = y + ((size_t)1 << 19); /* behind the rows, in floats */
+    p->act.sum = (int32_t *)(void *)(p->act.scale + ((size_t)1 << 18));
+    for (uint32_t i = 0; i < PLAIN_ROWS; i++) p->pos[i] = 1000 + i;
+    p->quant = (ks_quant_args) {
+        .size = sizeof p->quant, .n_rows = PLAIN_ROWS, .n_in = N_IN, .x = floats(b), .x_stride = N_IN, .out = &p->act
+    };
+    p->norm = (ks_norm_args) { .size = sizeof p->norm,
+                               .kind = KS_NORM_RMS,
+                               .n_rows = PLAIN_ROWS,
+                               .n = N_IN,
+                               .width = N_IN,
+                               .w_width = N_IN,
+                               .eps = 1e-6f,
+                               .x = floats(b),
+                               .x_stride = N_IN,
+                               .weight = floats(b),
+                               .y = y,
+                               .y_stride = N_IN };
+    p->rope = (ks_rope_args) { .size = sizeof p->rope,
+                               .kind = KS_ROPE_HALF,
+                               .n_rows = PLAIN_ROWS,
+                               .n_heads = HEADS,
+                               .head_dim = D,
+                               .rot_dim = D,
+                               .mscale = 1,
+                               .inv_freq = floats(b),
+                               .pos = p->pos,
+                               .x = y,
+                               .x_stride = N_IN };
+    p->glu = (ks_glu_args) { .size = sizeof p->glu,
+                             .kind = KS_ACT_SILU,
+                             .n_rows = PLAIN_ROWS,
+                             .n = N_IN / 2,
+                             .x = floats(b),
+                             .x_stride = N_IN,
+                             .y = y,
+                             .y_stride = N_IN };
+}
+
+static int bench_plain(bench *b, ks_err *err)
+{
+    static const struct {
         const char *what;
         uint32_t op;
-        const void *args;
+        size_t at;    /* of the struct in `plain` */
         double bytes; /* of a row */
-    } plain[] = { { "2048 columns", KS_K_QUANT, &q, 5.0 * N_IN },
-                  { "2048 columns", KS_K_NORM, &n, 8.0 * N_IN },
-                  { "16 heads of 128", KS_K_ROPE, &r, 8.0 * N_IN },
-                  { "silu, 1024 outputs", KS_K_GLU, &g, 6.0 * N_IN } };
-    for (size_t i = 0; i < KS_COUNT(plain); i++) {
-        task t = { .row = find(b, plain[i].op, 0), .args = plain[i].args, .n_args = 1, .n_units = ROWS };
-        measure(b, plain[i].what, &t, plain[i].bytes * ROWS, 0, 0);
+    } ops[] = { { "2048 columns", KS_K_QUANT, offsetof(plain, quant), 5.0 * N_IN },
+                { "2048 columns", KS_K_NORM, offsetof(plain, norm), 8.0 * N_IN },
+                { "16 heads of 128", KS_K_ROPE, offsetof(plain, rope), 8.0 * N_IN },
+                { "silu, 1024 outputs", KS_K_GLU, offsetof(plain, glu), 6.0 * N_IN } };
+    plain *p = ks_calloc(b->threads, sizeof *p);
+    if (!p) return ks_fail(err, KS_E_NOMEM, "out of memory for %u threads", b->threads);
+    for (uint32_t i = 0; i < b->threads; i++) set_plain(b, i, &p[i]);
+    for (size_t i = 0; i < KS_COUNT(ops); i++) {
+        task t = { .row = find(b, ops[i].op, 0), .args = (const uint8_t *)p + ops[i].at, .arg_bytes = sizeof *p };
+        t.n_args = b->threads;
+        t.n_units = PLAIN_ROWS;
+        t.own = true;
+        measure(b, ops[i].what, &t, ops[i].bytes * PLAIN_ROWS, 0, 0);
     }
+    free(p);
+    return 0;
 }
 
 static int bench_kernels(bench *b, ks_err *err)
@@ -339,11 +381,10 @@ static int bench_kernels(bench *b, ks_err *err)
         for (size_t k = 0; k < KS_COUNT(rows) && !rc; k++)
             rc = bench_matmul(b, weights[i].type, weights[i].group, rows[k].rows, rows[k].from_ram, err);
     for (size_t i = 0; i < KS_COUNT(caches) && !rc; i++) {
-        bench_attn(b, caches[i], 1, 4095);
-        bench_attn(b, caches[i], 256, 1792);
+        rc = bench_attn(b, caches[i], 1, 4095, err);
+        if (!rc) rc = bench_attn(b, caches[i], 256, 1792, err);
     }
-    if (!rc) bench_plain(b);
-    return rc;
+    return rc ? rc : bench_plain(b, err);
 }
 
 /* ---- ceilings */
@@ -442,15 +483,16 @@ int ks_bench_cpu(ks_config *c, ks_err *err)
     ks_jw_object(&b.w);
     int rc = ks_app_plugins(c, &b.a, err);
     if (!rc) rc = ks_meter_open(&b.meter, b.a.pool, err);
-    void *p = rc ? MAP_FAILED : mmap(NULL, X_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    b.x_bytes = Y_AT + (rc ? 0 : b.a.n_threads) * Y_BYTES;
+    void *p = rc ? MAP_FAILED : mmap(NULL, b.x_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p != MAP_FAILED) {
         b.x = p;
         float *x = p;
         for (size_t i = 0; i < Q_AT / sizeof *x; i++) x[i] = (float)(i % 251) * 0.01f - 1.25f;
         rc = run_all(&b, err);
-        (void)munmap(p, X_BYTES); /* the map's own bounds */
+        (void)munmap(p, b.x_bytes); /* the map's own bounds */
     } else if (!rc) {
-        rc = ks_fail(err, KS_E_NOMEM, "out of memory for %zu bytes of activations", X_BYTES);
+        rc = ks_fail(err, KS_E_NOMEM, "out of memory for %zu bytes of activations", b.x_bytes);
     }
     ks_jw_object_end(&b.w);
     if (!rc && b.json && ks_jw_done(&b.w)) rc = ks_fail(err, KS_E_NOMEM, "out of memory for the result");

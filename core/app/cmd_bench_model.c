@@ -132,6 +132,8 @@ static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
     t->bound.v[repeat] = unit / ks_cost_seconds(&t->cost, &t->rates);
     t->part.v[repeat] = t->rate.v[repeat] / t->bound.v[repeat];
     t->ttft.v[repeat] = first;
+    ks_log(KS_LOG_INFO, "bench", "%s: %.2f tok/s, %.1f %% of %.2f", t->name, t->rate.v[repeat], 100 * t->part.v[repeat],
+           t->bound.v[repeat]);
     return 0;
 }
 
@@ -383,9 +385,8 @@ static int measure(bench *b, ks_err *err)
         b->heat = ks_calloc((size_t)g->n_layers * g->n_experts, 2 * sizeof *b->heat);
         if (!b->heat) return ks_fail(err, KS_E_NOMEM, "out of memory for the routing counts");
     }
-    /* Once for nothing: contexts are read into the cache, code and tables are touched. */
+    ks_log(KS_LOG_INFO, "bench", "once for nothing: contexts are read into the cache, code and tables are touched");
     for (uint32_t i = 0; i < b->n && !rc; i++) {
-        ks_log(KS_LOG_INFO, "bench", "warming up %s", b->tests[i].name);
         rc = run_test(b, &b->tests[i], 0, err);
     }
     for (uint32_t k = 0; k < b->repeats && !rc; k++) {

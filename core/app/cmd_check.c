@@ -5,7 +5,7 @@
 #include "base/base.h"
 #include <inttypes.h>
 
-static int print_plan(const ks_app *a, ks_err *err)
+static int print_plan(ks_app *a, ks_err *err)
 {
     static const char *const names[] = {
 #define KS_CLS_NAME(name, num, text) [num] = text,

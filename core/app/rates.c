@@ -141,3 +141,10 @@ ks_rates ks_meter_rates(ks_meter *m)
     r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_compute(m, KS_CEIL_INT8) : r.f32;
     return r;
 }
+
+ks_rates ks_meter_best(ks_meter *m)
+{
+    ks_rates r = { ks_meter_loop(m, m->best[KS_CEIL_READ]), 0, ks_meter_loop(m, m->best[KS_CEIL_F32]) };
+    r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_loop(m, m->best[KS_CEIL_INT8]) : r.f32;
+    return r;
+}

@@ -30,6 +30,7 @@ double ks_meter_loop(ks_meter *m, const ks_ceiling *c);
 typedef struct ks_rates {
     double read, int8, f32; /* a second; bf16 weights meet f32 activations, so that is their ceiling, too */
 } ks_rates;
-ks_rates ks_meter_rates(ks_meter *m);
+ks_rates ks_meter_rates(ks_meter *m); /* once, short */
+ks_rates ks_meter_best(ks_meter *m);  /* the best of several */
 
 #endif

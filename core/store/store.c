@@ -184,14 +184,14 @@ static int open_cached(ks_store *s, const ks_plan *p, const ks_ckpt *c, const ks
 }
 
 int ks_store_check(const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
-                   uint64_t ret_class_bytes[16], ks_err *err)
+                   ks_weight *ret_weights, ks_err *err)
 {
     ks_plan p = { 0 };
     int rc = ks__plan_init(&p, c, specs, n_specs, o, err);
-    if (!rc) memset(ret_class_bytes, 0, 16 * sizeof *ret_class_bytes);
     for (uint32_t i = 0; !rc && i < p.n_weights; i++) {
-        const ks_weight *w = &p.weights[i].w;
-        if (!p.weights[i].absent) ret_class_bytes[w->cls & 15] += (uint64_t)w->n_mat * w->mat_bytes;
+        ret_weights[i] = p.weights[i].w;
+        ret_weights[i].name = specs[i].name;
+        if (p.weights[i].absent) ret_weights[i].mat_bytes = 0;
     }
     ks__plan_fini(&p);
     return rc;

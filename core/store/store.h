@@ -24,9 +24,10 @@ typedef struct ks_store_opts {
 /* ret_weights (n_specs) is filled with descriptions and data pointers, valid until close. */
 KS_MUST_CHECK int ks_store_open(ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
                                 ks_weight *ret_weights, ks_store **ret, ks_err *err);
-/* The same checks of every tensor and shape, without reading weights; the bytes they will take, by KS_CLS_. */
+/* The same checks of every tensor and shape, without reading weights: ret_weights (n_specs) has no data, the specs'
+ * names, and mat_bytes 0 for an optional weight that the checkpoint does not have. */
 KS_MUST_CHECK int ks_store_check(const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
-                                 uint64_t ret_class_bytes[16], ks_err *err);
+                                 ks_weight *ret_weights, ks_err *err);
 void ks_store_close(ks_store *s);
 uint64_t ks_store_bytes(const ks_store *s);
 bool ks_store_was_cached(const ks_store *s);
