@@ -22,7 +22,8 @@ static uint64_t read_sse2(const void *p, size_t n)
         s = _mm_xor_si128(s, _mm_xor_si128(_mm_load_si128(x + i), _mm_load_si128(x + i + 1)));
         t = _mm_xor_si128(t, _mm_xor_si128(_mm_load_si128(x + i + 2), _mm_load_si128(x + i + 3)));
     }
-    return (uint64_t)_mm_cvtsi128_si64(_mm_xor_si128(s, t));
+    s = _mm_xor_si128(s, t);
+    return (uint64_t)_mm_cvtsi128_si64(_mm_xor_si128(s, _mm_unpackhi_epi64(s, s)));
 }
 
 AVX2 static inline __m256i line_avx2(__m256i s, const uint8_t *p)
@@ -33,7 +34,8 @@ AVX2 static inline __m256i line_avx2(__m256i s, const uint8_t *p)
 
 AVX2 static inline uint64_t fold_avx2(__m256i s)
 {
-    return (uint64_t)_mm256_extract_epi64(s, 0) ^ (uint64_t)_mm256_extract_epi64(s, 3);
+    __m128i h = _mm_xor_si128(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+    return (uint64_t)_mm_extract_epi64(h, 0) ^ (uint64_t)_mm_extract_epi64(h, 1);
 }
 
 AVX2 static uint64_t read_avx2(const void *p, size_t n)
@@ -126,7 +128,7 @@ __attribute__((target("avx2,avxvnni"))) static uint64_t int8_avxvnni(const void 
 #undef BEGIN
 #undef STEP
 #undef END
-    return (uint64_t)_mm256_extract_epi64(u, 0);
+    return fold_avx2(u);
 }
 
 __attribute__((target("avx512f,avx512vnni"))) static uint64_t int8_avx512vnni(const void *p, size_t n)
