@@ -15,8 +15,8 @@ char *ks_cpu_names(uint64_t bits, char *dst, size_t cap);
 /* Brand string, static storage. */
 const char *ks_cpu_brand(void);
 
-/* Physical cores this process may use: one logical CPU of each, respecting affinity (cpuset) and
- * the cgroup CPU quota (v1 and v2). Returns the count, at least 1, at most cap. */
+/* Physical cores this process may use: one logical CPU of each, those of one memory node together, respecting
+ * affinity (cpuset) and the cgroup CPU quota (v1 and v2). Returns the count, at least 1, at most cap. */
 uint32_t ks_cpu_cores(uint32_t *ret_cpus, uint32_t cap);
 uint32_t ks_cpu_numa_nodes(void);
 uint64_t ks_ram_bytes(void);           /* physical */

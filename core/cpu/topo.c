@@ -13,6 +13,7 @@
 #include <sched.h>
 
 #define TEXT_MAX ((size_t)1 << 20)
+#define NODES_MAX 1024u /* as many as Linux has */
 
 /* A small file below root as text without its last newline, malloc'd; NULL if it cannot be had. */
 static char *slurp(const char *root, const char *path)
@@ -224,20 +225,67 @@ uint64_t ks__topo_meminfo(const char *root, const char *key)
     return bytes;
 }
 
+/* Takes the next range of a list such as "0-1,3"; false at its end, or where it makes no sense. */
+static bool next_range(char **p, uint32_t *ret_first, uint32_t *ret_last)
+{
+    char *end;
+    if (!**p) return false;
+    unsigned long first = strtoul(*p, &end, 10), last = first;
+    if (end == *p) return false;
+    if (*end == '-') last = strtoul(end + 1, &end, 10);
+    if (last < first || last >= UINT32_MAX || (*end && *end != ',')) return false;
+    *p = end + (*end == ',');
+    *ret_first = (uint32_t)first;
+    *ret_last = (uint32_t)last;
+    return true;
+}
+
 uint32_t ks__topo_numa_nodes(const char *root)
 {
-    char *text = slurp(root, "/sys/devices/system/node/online"); /* "0-1,3" */
-    uint32_t count = 0;
-    for (char *p = text; p && *p; p += *p == ',') {
-        char *end;
-        unsigned long first = strtoul(p, &end, 10), last = first;
-        if (end == p) break;
-        if (*end == '-') last = strtoul(end + 1, &end, 10);
-        if (last >= first && last - first < 4096) count += (uint32_t)(last - first) + 1;
-        p = end;
-    }
+    char *text = slurp(root, "/sys/devices/system/node/online"), *p = text;
+    uint32_t count = 0, first, last;
+    while (p && next_range(&p, &first, &last))
+        if (last - first < NODES_MAX) count += last - first + 1;
     free(text);
     return count ? count : 1;
+}
+
+/* Writes the node's number beside those of its CPUs. */
+static void mark_node(const char *root, uint32_t node, const uint32_t *cpus, uint32_t n, uint32_t *ret_node)
+{
+    char path[64];
+    (void)snprintf(path, sizeof path, "/sys/devices/system/node/node%" PRIu32 "/cpulist", node); /* fits */
+    char *text = slurp(root, path), *p = text;
+    for (uint32_t first, last; p && next_range(&p, &first, &last);)
+        for (uint32_t i = 0; i < n; i++)
+            if (cpus[i] >= first && cpus[i] <= last) ret_node[i] = node;
+    free(text);
+}
+
+void ks__topo_nodes(const char *root, const uint32_t *cpus, uint32_t n, uint32_t *ret_node)
+{
+    char *text = slurp(root, "/sys/devices/system/node/online"), *p = text;
+    memset(ret_node, 0, n * sizeof *ret_node);
+    for (uint32_t first, last; p && next_range(&p, &first, &last);)
+        for (uint32_t node = first; node <= last && node < NODES_MAX; node++) mark_node(root, node, cpus, n, ret_node);
+    free(text);
+}
+
+void ks__topo_group(const char *root, uint32_t *cpus, uint32_t n)
+{
+    uint32_t *node = ks_calloc((size_t)n + 1, sizeof *node);
+    if (!node) return; /* the order as it is does, too */
+    ks__topo_nodes(root, cpus, n, node);
+    for (uint32_t i = 1; i < n; i++) { /* few, and nearly always sorted already */
+        uint32_t cpu = cpus[i], of = node[i], k = i;
+        for (; k > 0 && node[k - 1] > of; k--) {
+            cpus[k] = cpus[k - 1];
+            node[k] = node[k - 1];
+        }
+        cpus[k] = cpu;
+        node[k] = of;
+    }
+    free(node);
 }
 
 /* ---- The machine we run on */
@@ -268,6 +316,7 @@ uint32_t ks_cpu_cores(uint32_t *ret_cpus, uint32_t cap)
 {
     uint32_t n = 0, count = 0, *allowed = allowed_cpus(&n), *cores = n ? ks_calloc(n, sizeof *cores) : NULL;
     if (cores) count = ks__topo_pick("", allowed, n, cores);
+    if (cores) ks__topo_group("", cores, count);
     count = KS_MIN(count, ks__topo_quota(""));
     count = KS_MIN(count, cap);
     if (count) memcpy(ret_cpus, cores, count * sizeof *cores);

@@ -9,6 +9,7 @@
 #include "store/cache.h"
 #include "store/load.h"
 #include "store/mem.h"
+#include "store/place.h"
 #include <stdatomic.h>
 
 struct ks_store {
@@ -16,6 +17,7 @@ struct ks_store {
     ks_load_stats loaded; /* if was_cached */
     char *names;          /* of the weights, back to back */
     bool was_cached;
+    bool spread; /* over memory nodes, with small pages where huge ones would span two */
 };
 
 #define FORGET_PARTS 32u                      /* a build gives the source's pages back so often */
@@ -121,12 +123,36 @@ static int block_compare(pass *x, ks_builder *b, uint32_t i, ks_err *err)
     return rc;
 }
 
-static int build_all(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache, ks_pool *pool, ks_err *err)
+/* The memory for the weights, near those who are going to read it. */
+static int make_arena(ks_store *s, const ks_plan *p, const ks_store_opts *o, ks_err *err)
+{
+    int rc = ks__mem_init(&s->mem, p->payload_bytes, err);
+    if (rc != 0) return rc;
+    if (o->numa) {
+        ks__place(p, &s->mem, o->numa);
+        s->spread = o->numa->n_nodes > 1;
+    } else if (o->pool && ks_cpu_numa_nodes() > 1) {
+        const uint32_t n = ks_pool_threads(o->pool);
+        uint32_t *cpus = ks_calloc(n, sizeof *cpus);
+        ks_numa m;
+        if (!cpus) return ks_fail(err, KS_E_NOMEM, "out of memory for the numbers of %u cores", n);
+        if (ks_cpu_cores(cpus, n) == n) {
+            ks_numa_init(&m, cpus, n);
+            ks__place(p, &s->mem, &m);
+            s->spread = m.n_nodes > 1;
+        }
+        free(cpus);
+    }
+    return 0;
+}
+
+static int build_all(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o,
+                     ks_err *err)
 {
     pass x = { .plan = p, .ckpt = c, .cache = cache, .block = block_build };
-    int rc = ks__mem_init(&s->mem, p->payload_bytes, err);
+    int rc = make_arena(s, p, o, err);
     x.arena = s->mem.p;
-    return rc != 0 ? rc : run_pass(&x, pool, "preparing weights", err);
+    return rc != 0 ? rc : run_pass(&x, o->pool, "preparing weights", err);
 }
 
 /* From the finished cache file, if it is there, whole, and made of this very source. */
@@ -141,7 +167,7 @@ static int load(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache
         if (rc != 0) return rc;
     }
     ks_load_opts lo = { .n_threads = o->pool ? ks_pool_threads(o->pool) : 1 };
-    rc = ks__mem_init(&s->mem, p->payload_bytes, err);
+    rc = make_arena(s, p, o, err);
     if (rc == 0) rc = ks__load(cache, s->mem.p, &lo, &s->loaded, err);
     if (rc != 0)
         ks__mem_fini(&s->mem);
@@ -175,7 +201,7 @@ static int open_cached(ks_store *s, const ks_plan *p, const ks_ckpt *c, const ks
         if (rc == 0) rc = load_or_miss(s, p, c, &cache, o, err);
         if (rc == KS_E_NOTFOUND) {
             rc = ks__cache_begin(&cache, o->rebuild, err);
-            if (rc == 0) rc = build_all(s, p, c, &cache, o->pool, err);
+            if (rc == 0) rc = build_all(s, p, c, &cache, o, err);
             if (rc == 0) rc = ks__cache_commit(&cache, err);
         }
     }
@@ -227,7 +253,8 @@ static void tell(const ks_store *s, double seconds)
     else
         ks_log(KS_LOG_DEBUG, "store", "%.1f MB built in %.2f s", bytes / 1e6, seconds);
     uint64_t huge = ks__mem_huge_bytes(&s->mem);
-    int level = huge < s->mem.bytes / 10 * 9 && s->mem.bytes > KS_HUGE_BYTES * 64 ? KS_LOG_INFO : KS_LOG_DEBUG;
+    int level =
+        !s->spread && huge < s->mem.bytes / 10 * 9 && s->mem.bytes > KS_HUGE_BYTES * 64 ? KS_LOG_INFO : KS_LOG_DEBUG;
     ks_log(level, "store", "%.0f %% of the weights lie in huge pages%s", bytes > 0 ? 100.0 * (double)huge / bytes : 100,
            level == KS_LOG_INFO
                ? ": /sys/kernel/mm/transparent_hugepage/enabled must be 'madvise' or 'always', and enough "
@@ -244,7 +271,7 @@ int ks_store_open(ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_
     if (!s) return ks_fail(err, KS_E_NOMEM, "out of memory for the weight store");
     int rc = ks__plan_init(&p, c, specs, n_specs, o, err);
     if (rc == 0) {
-        rc = o->no_cache ? build_all(s, &p, c, NULL, o->pool, err) : open_cached(s, &p, c, o, err);
+        rc = o->no_cache ? build_all(s, &p, c, NULL, o, err) : open_cached(s, &p, c, o, err);
         if (rc == 0) ks__mem_collapse(&s->mem);
         if (rc == 0) rc = publish(s, &p, ret_weights, err);
         ks__plan_fini(&p);

@@ -6,6 +6,7 @@
 #ifndef KS_STORE_STORE_H
 #define KS_STORE_STORE_H
 
+#include "cpu/numa.h"
 #include "sched/pool.h"
 #include "store/ckpt.h"
 #include "store/wspec.h"
@@ -19,6 +20,7 @@ typedef struct ks_store_opts {
     bool no_cache;         /* build in memory only, leave no file (tests, tiny models) */
     const char *cache_dir; /* NULL: $KRASIS_HOME/cache */
     ks_pool *pool;         /* for quantization and parallel reads; may be NULL */
+    const ks_numa *numa;   /* NULL: this machine's, the pool being pinned to what ks_cpu_cores gives first */
 } ks_store_opts;
 
 /* ret_weights (n_specs) is filled with descriptions and data pointers, valid until close. */

@@ -5,6 +5,7 @@
 
 #include "base/base.h"
 #include "base/file.h"
+#include "cpu/numa.h"
 #include "cpu/topo.h"
 #include <cmocka.h>
 #include <limits.h>
@@ -187,6 +188,103 @@ static void numa_nodes_are_counted(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_root, remove_root)
 
+/* Nodes 0 .. n - 1, as a list such as "0-3,8" for each. */
+static void put_nodes(const char *online, const char *const *lists, uint32_t n)
+{
+    char path[96];
+    put("/sys/devices/system/node/online", online);
+    for (uint32_t i = 0; i < n; i++) {
+        (void)snprintf(path, sizeof path, "/sys/devices/system/node/node%u/cpulist", (unsigned)i);
+        put(path, lists[i]);
+    }
+}
+
+static void cores_of_a_memory_node_stand_together(void **state)
+{
+    (void)state;
+    static const char *const odd_even[] = { "0,2,4,6\n", "1,3,5,7\n" };
+    uint32_t cpus[] = { 0, 1, 2, 3, 4, 5, 6, 7 }, node[8];
+    const uint32_t want[] = { 0, 2, 4, 6, 1, 3, 5, 7 };
+    put_nodes("0-1\n", odd_even, 2);
+    ks__topo_nodes(root, cpus, 8, node);
+    for (uint32_t i = 0; i < 8; i++) assert_int_equal(node[i], i % 2);
+    ks__topo_group(root, cpus, 8);
+    assert_memory_equal(cpus, want, sizeof want);
+}
+
+static void workers_of_two_nodes_share_each_matrix(void **state)
+{
+    (void)state;
+    static const char *const lists[] = { "0-3,8-11\n", "4-7,12-15\n" };
+    const uint32_t cpus[] = { 0, 1, 2, 4, 5, 6, 7 };
+    ks_numa m;
+    uint32_t begin, end, at = 0;
+    put_nodes("0-1\n", lists, 2);
+    ks__numa_init(root, &m, cpus, 7);
+    assert_true(m.n_nodes == 2 && m.n_workers == 7 && m.id[0] == 0 && m.id[1] == 1);
+    assert_true(m.first[0] == 0 && m.first[1] == 3 && m.first[2] == 7);
+    for (uint32_t w = 0; w < 7; w++) {
+        uint32_t k = ks_numa_node_of(&m, w), n = 700;
+        assert_int_equal(k, w >= 3);
+        ks_numa_share(&m, k, n, &begin, &end);
+        assert_true(n * w / 7 >= begin && n * (w + 1) / 7 <= end); /* the worker's own part of it */
+    }
+    for (uint32_t k = 0; k < 2; k++, at = end) { /* odd counts are covered, too */
+        ks_numa_share(&m, k, 97, &begin, &end);
+        assert_int_equal(begin, at);
+    }
+    assert_int_equal(at, 97);
+}
+
+static void four_nodes_may_have_numbers_with_gaps(void **state)
+{
+    (void)state;
+    static const char *const lists[] = { "0-1\n", "\n", "2-3\n", "4-5\n", "6\n" };
+    const uint32_t cpus[] = { 0, 1, 2, 3, 4, 5, 6 };
+    ks_numa m;
+    put_nodes("0-4\n", lists, 5);
+    ks__numa_init(root, &m, cpus, 7);
+    assert_int_equal(m.n_nodes, 4);
+    assert_true(m.id[0] == 0 && m.id[1] == 2 && m.id[2] == 3 && m.id[3] == 4);
+    assert_int_equal(ks_numa_node_of(&m, 6), 3);
+}
+
+static void what_makes_no_sense_is_one_node(void **state)
+{
+    (void)state;
+    static const char *const apart[] = { "0,2\n", "1,3\n" }, *const odd[] = { "3-1\n", "x\n" };
+    const uint32_t cpus[] = { 0, 1, 2, 3 };
+    ks_numa m;
+    uint32_t begin, end;
+    ks__numa_init(root, &m, cpus, 4); /* no files at all */
+    assert_int_equal(m.n_nodes, 1);
+    put_nodes("0-1\n", apart, 2); /* workers that are not grouped */
+    ks__numa_init(root, &m, cpus, 4);
+    assert_int_equal(m.n_nodes, 1);
+    put_nodes("0-1\n", odd, 2);
+    ks__numa_init(root, &m, cpus, 4);
+    assert_int_equal(m.n_nodes, 1);
+    put_nodes("0-1\n", apart, 2);
+    ks__numa_init(root, &m, cpus, 0);
+    assert_int_equal(m.n_nodes, 1);
+    ks__numa_init(root, &m, cpus, 1);
+    ks_numa_share(&m, 0, 33, &begin, &end);
+    assert_true(begin == 0 && end == 33);
+}
+
+/* The kernel may refuse (containers do): then it says so, and pages come from where the thread runs. */
+static void preferring_a_node_never_fails_loudly(void **state)
+{
+    (void)state;
+    ks_numa m = { .n_nodes = 1, .n_workers = 1, .id = { 0 }, .first = { 0, 1 } };
+    if (!ks_numa_prefer(&m, 0)) print_message("set_mempolicy is refused here\n");
+    m.id[0] = 1023;
+    assert_false(ks_numa_prefer(&m, 0));
+    m.id[0] = 5000;
+    assert_false(ks_numa_prefer(&m, 0));
+    ks_numa_prefer_any();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -199,6 +297,11 @@ int main(void)
         TEST(v1_limits_are_read_from_each_controller),
         TEST(meminfo_is_read_in_bytes),
         TEST(numa_nodes_are_counted),
+        TEST(cores_of_a_memory_node_stand_together),
+        TEST(workers_of_two_nodes_share_each_matrix),
+        TEST(four_nodes_may_have_numbers_with_gaps),
+        TEST(what_makes_no_sense_is_one_node),
+        cmocka_unit_test(preferring_a_node_never_fails_loudly),
     };
     return cmocka_run_group_tests_name("topo", tests, NULL, NULL);
 }
