@@ -66,17 +66,24 @@ struct dev_slot {
     bool arriving;         /* its copy was issued, the table does not name it yet */
 };
 
+struct ring_slot {
+    uint8_t *p;
+    uint32_t bank, expert;
+    cudaEvent_t free, landed; /* may be written again; its bytes are there */
+};
+
 typedef struct cu_experts {
     struct dev_bank *banks;
     uint32_t n_banks;
     size_t slot_bytes;
     struct dev_slot *slots; /* resident */
     uint32_t n_slots, n_arriving;
-    uint8_t **ring;
-    cudaEvent_t *free, *landed; /* (n_ring) the slot may be written again; its bytes are there */
-    uint32_t n_ring, next;
-    cudaEvent_t placed; /* all copies of the last place() */
-    void **registered;  /* host memory pinned for DMA */
+    struct ring_slot *ring; /* (n_ring) a queue: [head, taken) being computed with, [taken, tail) on their way */
+    uint32_t n_ring;
+    uint64_t head, taken, tail;
+    uint32_t ahead_bank, ahead_expert; /* the next that is sent before anybody asks; ahead_bank n_banks: none */
+    cudaEvent_t placed;                /* all copies of the last place() */
+    void **registered;                 /* host memory pinned for DMA */
     uint32_t n_registered;
     /* of the op that runs */
     uint32_t *begin, *begin_host, *pair_row, *slot_pair; /* host: pinned */
@@ -192,7 +199,7 @@ void cu_unbind(cu_dev *d);
 int cu_experts_bind(cu_dev *d, ks_err *err);
 void cu_experts_unbind(cu_dev *d);
 int cu_experts_place(void *dev, const uint32_t *layer_expert, uint32_t n_pairs, ks_err *err);
-int cu_experts_poll(cu_dev *d, ks_err *err); /* publishes what has arrived */
+int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 
 /* step.c: the batch's tables on their way to the device */

@@ -11,6 +11,8 @@
 
 #define NOBODY UINT32_MAX
 #define MIN_RING 2u
+#define GROUPS 4u /* a group of streamed experts takes this part of the ring */
+#define AHEAD 2u  /* rows an expert, on average, from which on all experts are taken to be asked for */
 #define RING_BYTES ((uint64_t)512 << 20)
 
 /* ---- bind */
@@ -129,16 +131,13 @@ static int alloc_ring(cu_dev *d, uint32_t n, ks_err *err)
 {
     cu_experts *x = &d->ex;
     uint8_t *p = cu_alloc(d, n, x->slot_bytes, "experts on their way", err);
-    x->ring = cu_alloc_host(d, n, sizeof *x->ring, "the ring", err);
-    x->free = cu_alloc_host(d, n, sizeof *x->free, "the ring", err);
-    x->landed = cu_alloc_host(d, n, sizeof *x->landed, "the ring", err);
-    if (!p || !x->ring || !x->free || !x->landed) return KS_E_NOMEM;
+    if (!p || !(x->ring = cu_alloc_host(d, n, sizeof *x->ring, "the ring", err))) return KS_E_NOMEM;
     for (; x->n_ring < n; x->n_ring++) {
-        uint32_t i = x->n_ring;
+        struct ring_slot *s = &x->ring[x->n_ring];
         int rc;
-        x->ring[i] = p + i * x->slot_bytes;
-        if ((rc = cu_check(d, cudaEventCreateWithFlags(&x->free[i], cudaEventDisableTiming), "an event", err)) ||
-            (rc = cu_check(d, cudaEventCreateWithFlags(&x->landed[i], cudaEventDisableTiming), "an event", err)))
+        s->p = p + x->n_ring * x->slot_bytes;
+        if ((rc = cu_check(d, cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming), "an event", err)) ||
+            (rc = cu_check(d, cudaEventCreateWithFlags(&s->landed, cudaEventDisableTiming), "an event", err)))
             return rc;
     }
     return 0;
@@ -248,16 +247,14 @@ void cu_experts_unbind(cu_dev *d)
     cu_experts *x = &d->ex;
     for (uint32_t i = 0; i < x->n_banks; i++) free(x->banks[i].where);
     for (uint32_t i = 0; i < x->n_ring; i++) { /* a lost device cannot; there is nothing to do about it */
-        if (x->free[i]) (void)cudaEventDestroy(x->free[i]);
-        if (x->landed[i]) (void)cudaEventDestroy(x->landed[i]);
+        if (x->ring[i].free) (void)cudaEventDestroy(x->ring[i].free);
+        if (x->ring[i].landed) (void)cudaEventDestroy(x->ring[i].landed);
     }
     if (x->placed) (void)cudaEventDestroy(x->placed);
     for (uint32_t i = 0; i < x->n_registered; i++) (void)cudaHostUnregister(x->registered[i]);
     free(x->banks);
     free(x->slots);
     free(x->ring);
-    free(x->free);
-    free(x->landed);
     free(x->registered);
     *x = (cu_experts) { 0 };
 }
@@ -337,7 +334,7 @@ int cu_experts_place(void *dev, const uint32_t *list, uint32_t n, ks_err *err)
     return cu_check(d, cudaEventRecord(x->placed, d->copy), "an event", err);
 }
 
-int cu_experts_poll(cu_dev *d, ks_err *err)
+static int poll_placed(cu_dev *d, ks_err *err)
 {
     if (!d->ex.n_arriving) return 0;
     cudaError_t rc = cudaEventQuery(d->ex.placed);
@@ -430,41 +427,118 @@ static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
     atomic_fetch_add_explicit(&d->hot, n, memory_order_relaxed);
 }
 
-static int bring(cu_dev *d, const struct dev_bank *b, uint32_t e, uint32_t *ret_slot, ks_err *err)
+/* ---- the ring */
+
+/* The next expert goes on its way, as soon as the products that read its slot are done. */
+static int send(cu_dev *d, uint32_t bank, uint32_t e, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    uint32_t i = x->next;
+    struct ring_slot *s = &x->ring[x->tail % x->n_ring];
     int rc;
-    x->next = (i + 1) % x->n_ring;
-    *ret_slot = i;
-    if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, x->free[i], 0), "waiting for a slot", err)) ||
-        (rc = copy_expert(d, b, e, x->ring[i], err)))
+    s->bank = bank;
+    s->expert = e;
+    if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, s->free, 0), "waiting for a slot", err)) ||
+        (rc = copy_expert(d, &x->banks[bank], e, s->p, err)) ||
+        (rc = cu_check(d, cudaEventRecord(s->landed, d->copy), "an event", err)))
         return rc;
-    return cu_check(d, cudaEventRecord(x->landed[i], d->copy), "an event", err);
+    x->tail++;
+    return 0;
 }
 
-/* Experts [*at, ...) of a group: as many as half the ring holds, so that the next ones come while these compute. */
-static int fill_group(cu_dev *d, const struct dev_bank *b, uint32_t *at, uint32_t ref, struct job *j,
-                      uint32_t *ret_cold, ks_err *err)
+/* What was sent and not used is forgotten; copies into the same slots queue up behind. */
+static void forget(cu_experts *x)
+{
+    x->tail = x->taken = x->head;
+    x->ahead_bank = x->n_banks;
+}
+
+static int send_ahead(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    uint32_t cap = cu_max(x->n_ring / 2, 1), e = *at, slot = 0;
-    uint64_t hot = 0, cold = 0;
     int rc = 0;
-    *ret_cold = 0;
-    j->n_mat = j->n_rows = 0;
+    while (x->ahead_bank < x->n_banks && x->tail - x->head < x->n_ring && !rc) {
+        const struct dev_bank *b = &x->banks[x->ahead_bank];
+        if (x->ahead_expert == b->n_experts) {
+            x->ahead_bank++;
+            x->ahead_expert = 0;
+            continue;
+        }
+        if (!b->where[x->ahead_expert]) rc = send(d, x->ahead_bank, x->ahead_expert, err);
+        x->ahead_expert++;
+    }
+    return rc;
+}
+
+/* With so many rows nearly every expert is asked for: they are sent in their order, through all layers. */
+int cu_experts_begin(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    int rc = poll_placed(d, err);
+    if (rc || !x->n_ring) return rc;
+    const ks_op *op = cu_op(d->g, x->banks[0].op);
+    if (x->tail > x->taken && (uint64_t)d->batch->n_rows * op->u.mlp.k >= AHEAD * x->banks[0].n_experts) return 0;
+    forget(x);
+    if ((uint64_t)d->batch->n_rows * op->u.mlp.k < AHEAD * x->banks[0].n_experts) return 0;
+    x->ahead_bank = x->ahead_expert = 0;
+    return send_ahead(d, err);
+}
+
+/* The slot of an expert that is not resident: it was sent ahead, or goes now. */
+static int take(cu_dev *d, uint32_t bank, uint32_t e, struct ring_slot **ret, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct ring_slot *next = &x->ring[x->taken % x->n_ring];
+    int rc = 0;
+    if (x->taken < x->tail && (next->bank != bank || next->expert != e)) { /* somebody else's order of ops */
+        x->tail = x->taken;
+        x->ahead_bank = x->n_banks;
+    }
+    if (x->taken == x->tail) rc = send(d, bank, e, err);
+    *ret = &x->ring[x->taken % x->n_ring];
+    x->taken += !rc;
+    return rc;
+}
+
+/* Sent ahead, and no row wants it. */
+static void skip(cu_experts *x, uint32_t bank, uint32_t e)
+{
+    const struct ring_slot *next = &x->ring[x->taken % x->n_ring];
+    if (x->taken < x->tail && next->bank == bank && next->expert == e) x->taken++;
+}
+
+/* All products with the taken slots are launched. */
+static int give_back(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    int rc = 0;
+    for (; x->head < x->taken && !rc; x->head++)
+        rc = cu_check(d, cudaEventRecord(x->ring[x->head % x->n_ring].free, d->compute), "an event", err);
+    return rc ? rc : send_ahead(d, err);
+}
+
+/* ---- streamed experts */
+
+/* Experts [*at, ...) of a group: as many as a part of the ring holds, so that the next ones come while these compute.
+ */
+static int fill_group(cu_dev *d, uint32_t bank, uint32_t *at, uint32_t ref, struct job *j, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_bank *b = &x->banks[bank];
+    uint32_t cap = cu_max(x->n_ring / GROUPS, 1), e = *at;
+    uint64_t hot = 0, cold = 0, first = x->taken;
+    struct ring_slot *last = NULL;
+    int rc = 0;
     j->first = x->begin_host[e];
     for (; e < b->n_experts && !rc; e++) {
         uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
         const uint8_t *w = b->where[e];
-        if (!n) continue;
-        if (!w && *ret_cold == cap) break;
-        if (!w && (rc = bring(d, b, e, &slot, err))) break;
-        *(w ? &hot : &cold) += n;
-        if (!w) {
-            w = x->ring[slot];
-            (*ret_cold)++;
+        if (!w && x->taken - first == cap) break;
+        if (!n) {
+            if (!w) skip(x, bank, e);
+            continue;
         }
+        *(w ? &hot : &cold) += n;
+        if (!w && !(rc = take(d, bank, e, &last, err))) w = last->p;
         x->refs_host[ref + j->n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
         j->n_rows = cu_max(j->n_rows, n);
     }
@@ -472,14 +546,14 @@ static int fill_group(cu_dev *d, const struct dev_bank *b, uint32_t *at, uint32_
     *at = e;
     atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->cold, cold, memory_order_relaxed);
-    if (!rc && *ret_cold)
-        rc = cu_check(d, cudaStreamWaitEvent(d->compute, x->landed[slot], 0), "waiting for experts", err);
+    if (!rc && last) rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
     return rc;
 }
 
-static int run_streamed(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
+static int run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
 {
     cu_experts *x = &d->ex;
+    const struct dev_bank *b = &x->banks[bank];
     int rc = cu_check(d,
                       cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
                                       cudaMemcpyDeviceToHost, d->compute),
@@ -487,17 +561,17 @@ static int run_streamed(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks
     if (!rc) rc = cu_check(d, cudaStreamSynchronize(d->compute), "routed pairs", err);
     for (uint32_t e = 0, ref = 0; e < b->n_experts && !rc;) {
         struct job j = { .op = op, .bank = b, .refs = x->refs + ref };
-        uint32_t slot = x->next, n_cold;
-        if ((rc = fill_group(d, b, &e, ref, &j, &n_cold, err)) || !j.n_mat) break;
-        rc = cu_check(d,
-                      cudaMemcpyAsync(x->refs + ref, x->refs_host + ref, j.n_mat * sizeof *x->refs,
-                                      cudaMemcpyHostToDevice, d->compute),
-                      "routed pairs", err);
-        if (rc) break;
-        ref += j.n_mat;
-        products(d, &j);
-        for (uint32_t i = 0; i < n_cold && !rc; i++)
-            rc = cu_check(d, cudaEventRecord(x->free[(slot + i) % x->n_ring], d->compute), "an event", err);
+        if ((rc = fill_group(d, bank, &e, ref, &j, err))) break;
+        if (j.n_mat) {
+            rc = cu_check(d,
+                          cudaMemcpyAsync(x->refs + ref, x->refs_host + ref, j.n_mat * sizeof *x->refs,
+                                          cudaMemcpyHostToDevice, d->compute),
+                          "routed pairs", err);
+            if (rc) break;
+            ref += j.n_mat;
+            products(d, &j);
+        }
+        rc = give_back(d, err);
     }
     return rc;
 }
@@ -506,8 +580,9 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
 {
     cu_experts *x = &d->ex;
     const struct dev_reg *route = &d->regs[op->in[1]];
-    const struct dev_bank *b = x->banks;
-    while (b->op != index) b++;
+    uint32_t bank = 0;
+    while (x->banks[bank].op != index) bank++;
+    const struct dev_bank *b = &x->banks[bank];
     uint32_t n = d->batch->n_rows, k = op->u.mlp.k;
     cu_sort s = { .n_rows = n,
                   .k = k,
@@ -525,7 +600,7 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     if (b->n_resident == b->n_experts)
         run_resident(d, op, b);
     else
-        rc = run_streamed(d, op, b, err);
+        rc = run_streamed(d, op, bank, err);
     if (rc) return rc;
     cu_combine c = { .n_rows = n,
                      .k = k,

@@ -5,8 +5,8 @@
 
 #define SPAN 128u
 #define FEW 8u
-#define FEW_SPANS 4u /* in flight in a block */
-#define TILE 64u     /* of the kernel for many: output rows and activations */
+#define FEW_SPANS 16u /* in flight in a block */
+#define TILE 64u      /* of the kernel for many: output rows and activations */
 #define STEP 32u
 
 template <bool BF16> static __device__ __forceinline__ float weight_at(const uint8_t *strip, uint32_t row, uint32_t k)
@@ -15,34 +15,38 @@ template <bool BF16> static __device__ __forceinline__ float weight_at(const uin
     return bf16_to_f32(((const uint16_t *)strip)[(k / 2 * 16 + row) * 2 + k % 2]);
 }
 
-template <bool BF16> static __global__ void __launch_bounds__(FEW_SPANS * 128) few_kernel(cu_matmul m)
+/* Up to COLS rows: a block owns one strip; a thread one row of it over one span at a time, for all columns. */
+template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW_SPANS * 16) few_kernel(cu_matmul m)
 {
-    __shared__ float part[FEW_SPANS][16][FEW];
-    uint32_t z = blockIdx.z, slot = threadIdx.x / 128, row = threadIdx.x % 16, col = threadIdx.x % 128 / 16;
+    __shared__ float part[FEW_SPANS][COLS][16];
+    uint32_t z = blockIdx.z, slot = threadIdx.x / 16, row = threadIdx.x % 16;
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
-    uint32_t p0 = blockIdx.y * FEW;
+    uint32_t p0 = blockIdx.y * COLS;
     if (p0 >= r.n) return;
-    uint32_t n = min(FEW, r.n - p0), n_spans = ceil_div(m.n_in, SPAN);
-    bool folds = slot == 0 && col < n;
+    uint32_t n = min(COLS, r.n - p0), n_spans = ceil_div(m.n_in, SPAN);
+    bool folds = slot < n; /* then slot is the column */
     const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
-    const float *x = m.x + (col < n ? (size_t)input_row(m, r.begin + p0 + col, z) * m.x_stride : 0);
+    const float *x[COLS];
+    for (uint32_t c = 0; c < COLS; c++) /* columns that are not there read the first */
+        x[c] = m.x + (size_t)input_row(m, r.begin + p0 + (c < n ? c : 0), z) * m.x_stride;
     float total = 0;
     for (uint32_t s0 = 0; s0 < n_spans; s0 += FEW_SPANS) {
-        uint32_t s = s0 + slot;
-        if (s < n_spans && col < n) {
-            float acc = 0;
-            uint32_t end = min((s + 1) * SPAN, m.n_in);
+        uint32_t s = s0 + slot, end = min((s + 1) * SPAN, m.n_in);
+        float acc[COLS] = {};
 #pragma unroll 8
-            for (uint32_t k = s * SPAN; k < end; k++) acc = __fmaf_rn(weight_at<BF16>(strip, row, k), x[k], acc);
-            part[slot][row][col] = acc;
+        for (uint32_t k = s * SPAN; k < end; k++) {
+            float w = weight_at<BF16>(strip, row, k);
+#pragma unroll
+            for (uint32_t c = 0; c < COLS; c++) acc[c] = __fmaf_rn(w, x[c][k], acc[c]);
         }
+        for (uint32_t c = 0; c < COLS; c++) part[slot][c][row] = acc[c];
         __syncthreads();
         for (uint32_t i = 0; folds && i < FEW_SPANS && s0 + i < n_spans; i++)
-            total = __fadd_rn(total, part[i][row][col]);
+            total = __fadd_rn(total, part[i][slot][row]);
         __syncthreads();
     }
-    if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + col, blockIdx.x * 16 + row, total);
+    if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + slot, blockIdx.x * 16 + row, total);
 }
 
 /* A thread owns 4 x 4 results. */
@@ -95,9 +99,11 @@ template <bool BF16> static __global__ void __launch_bounds__(256) many_kernel(c
 
 template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
 {
-    if (m->n_rows <= 2 * FEW)
-        few_kernel<BF16>
-            <<<dim3((m->n_out + 15) / 16, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_SPANS * 128, 0, s>>>(*m);
+    uint32_t strips = (m->n_out + 15) / 16;
+    if (m->n_rows == 1)
+        few_kernel<BF16, 1><<<dim3(strips, 1, m->n_mat), FEW_SPANS * 16, 0, s>>>(*m);
+    else if (m->n_rows <= 2 * FEW)
+        few_kernel<BF16, FEW><<<dim3(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_SPANS * 16, 0, s>>>(*m);
     else
         many_kernel<BF16>
             <<<dim3((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat), 256, 0, s>>>(*m);

@@ -458,7 +458,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err); /* of this thread */
     d->batch = b;
     if (!rc) rc = cu_step_begin(d, b, err);
-    if (!rc) rc = cu_experts_poll(d, err);
+    if (!rc) rc = cu_experts_begin(d, err);
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin; i < op_end && !rc; i++) rc = run_op(d, i, err);
     if (!d->dead) { /* also after a failure: what was launched must not meet the next batch */
