@@ -14,11 +14,11 @@
 #include <math.h>
 
 #define TENSORS_MAX ((size_t)1 << 22)
-#define RESIDUAL 4.0f    /* the constant column, in units of the others' deviation at the start */
-#define RMS 1.2f         /* of the residual in the middle of the model, in the same units */
-#define NOISE 1.2825498f /* pi / sqrt(6): deviation of the standard Gumbel distribution */
-#define BITS_RMS 4.6f    /* of codes drawn evenly from -8..7 */
-#define MXFP4_RMS 2.9f   /* of the sixteen e2m1 values */
+#define RESIDUAL 4.0f  /* the constant column, in units of the others' deviation at the start */
+#define RMS 1.2f       /* of the residual in the middle of the model, in the same units */
+#define NOISE 2.0f     /* of the router's logits: phi(t) / (1 - Phi(t)) = 2 at t = 1.53, where 1/16 is left */
+#define BITS_RMS 4.6f  /* of codes drawn evenly from -8..7 */
+#define MXFP4_RMS 2.9f /* of the sixteen e2m1 values */
 
 typedef struct shape {
     const ks_shape_opts *o;
