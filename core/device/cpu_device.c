@@ -124,7 +124,8 @@ static int find_shared_kernels(ks_cpu_dev *d, uint32_t kv_type, ks_err *err)
         !(d->norm = find_kernel(d, KS_K_NORM, 0, KS_T_F32, 0, "norms", err)) ||
         !(d->rope = find_kernel(d, KS_K_ROPE, 0, KS_T_F32, 0, "rotary embedding", err)) ||
         !(d->glu = find_kernel(d, KS_K_GLU, 0, KS_T_F32, 0, "gated activations", err)) ||
-        !(d->attn = find_kernel(d, KS_K_ATTN, kv_type, KS_T_F32, 0, "attention over a KV cache", err)))
+        !(d->attn = find_kernel(d, KS_K_ATTN, kv_type, KS_T_F32, 0, "attention over a KV cache", err)) ||
+        !(d->store = find_kernel(d, KS_K_STORE, kv_type, KS_T_F32, 0, "storing into a KV cache", err)))
         return KS_E_UNSUPPORTED;
     return 0;
 }
@@ -200,7 +201,8 @@ static int alloc_states(ks_cpu_dev *d, ks_err *err)
 /* What the largest op of each kind needs. */
 struct needs {
     size_t pairs, hidden, scratch;
-    uint32_t hidden_q, experts, units;
+    uint32_t hidden_q, experts;
+    size_t tasks, span;            /* of an attention; numbers that a span of keys leaves */
     size_t mla_q, mla_o, mla_rows; /* numbers, numbers, rows of mla_act */
     uint32_t mla_latent;           /* where it is quantized */
 };
@@ -208,6 +210,8 @@ struct needs {
 static void need_mla(const ks_op *op, const struct dev_op *p, struct needs *n)
 {
     size_t rows = (size_t)KS_MLA_ROWS * op->u.mla.n_heads, latent = op->u.mla.d_latent;
+    n->tasks = KS_MAX(n->tasks, rows);
+    n->span = KS_MAX(n->span, op->u.mla.n_heads * (ks_align_up(latent, 16) + 16));
     n->mla_q = KS_MAX(n->mla_q, rows * (latent + op->u.mla.d_rope));
     n->mla_o = KS_MAX(n->mla_o, rows * latent);
     n->scratch = KS_MAX(n->scratch, sizeof(float) * op->u.mla.d_nope * ks_t16_n_in(op->u.mla.d_latent));
@@ -220,7 +224,10 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
 {
     size_t rows = KS_MAX(d->bind.max_rows, d->bind.max_out), pairs;
     switch (op->kind) {
-    case KS_OP_ATTN: n->units = KS_MAX(n->units, op->u.attn.n_kv_heads); break;
+    case KS_OP_ATTN:
+        n->tasks = KS_MAX(n->tasks, (size_t)d->bind.max_rows * op->u.attn.n_kv_heads);
+        n->span = KS_MAX(n->span, op->u.attn.n_heads * (ks_align_up(op->u.attn.d_v, 16) + 16));
+        break;
     case KS_OP_ROUTE: n->scratch = KS_MAX(n->scratch, (size_t)op->u.route.n_experts * 16); break;
     case KS_OP_MLA: need_mla(op, p, n); break;
     case KS_OP_INDEXER: /* a key, its scores and room to sort them */
@@ -241,9 +248,28 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
     }
 }
 
+/* Sequences share pages, but none is longer than all pages together. More than this is not worth it: where it does not
+ * suffice, keys are not split. */
+#define PART_FLOATS_MAX ((size_t)64 << 20)
+
+/* Rows with many keys are cut into at most 4 more tasks a thread, and as many merges: see op_attn.c. */
+static int alloc_attend(ks_cpu_dev *d, const struct needs *n, ks_err *err)
+{
+    size_t spans = (size_t)d->bind.n_pages * d->bind.page_tok / KS_ATTN_SPAN + 1, tasks = n->tasks + 8 * d->n_threads;
+    if (tasks > UINT32_MAX)
+        return ks_fail(err, KS_E_LIMIT, "%zu attention tasks a step: at most %u are possible", tasks, UINT32_MAX);
+    d->n_tasks = (uint32_t)tasks;
+    d->tasks = ks__dev_alloc(d, tasks, sizeof *d->tasks, "attention tasks", err);
+    d->n_part = spans > 2 ? KS_MIN(n->span * spans, PART_FLOATS_MAX) : 0;
+    d->part = d->n_part ? alloc_raw(d, d->n_part, sizeof *d->part, "attention over long contexts", err) : NULL;
+    return d->tasks && (d->part || !d->n_part) ? 0 : KS_E_NOMEM;
+}
+
 static int alloc_needs(ks_cpu_dev *d, const struct needs *n, ks_err *err)
 {
     size_t rows = KS_MAX(d->bind.max_rows, d->bind.max_out);
+    int rc = n->tasks ? alloc_attend(d, n, err) : 0;
+    if (rc) return rc;
     if (!(d->pair_row = ks__dev_alloc(d, n->pairs, sizeof *d->pair_row, "routed pairs", err)) ||
         !(d->pair_weight = ks__dev_alloc(d, n->pairs, sizeof *d->pair_weight, "routed pairs", err)) ||
         !(d->expert_begin = ks__dev_alloc(d, (size_t)n->experts + 1, sizeof *d->expert_begin, "routed pairs", err)) ||
@@ -252,11 +278,10 @@ static int alloc_needs(ks_cpu_dev *d, const struct needs *n, ks_err *err)
         !(d->mla_q = ks__dev_alloc(d, n->mla_q, sizeof *d->mla_q, "latent attention", err)) ||
         !(d->mla_o = ks__dev_alloc(d, n->mla_o, sizeof *d->mla_o, "latent attention", err)) ||
         !(d->hidden = ks__dev_alloc(d, n->hidden, sizeof *d->hidden, "the hidden layer", err)) ||
-        !(d->tasks = ks__dev_alloc(d, (size_t)d->bind.max_rows * n->units, sizeof *d->tasks, "attention tasks", err)) ||
         !(d->heat = ks__dev_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *d->heat, "routing counts", err)))
         return KS_E_NOMEM;
     for (uint32_t i = 0; i < rows; i++) d->iota[i] = i;
-    int rc = n->hidden_q ? alloc_act(d, &d->hidden_act, n->pairs, n->hidden_q, err) : 0;
+    rc = n->hidden_q ? alloc_act(d, &d->hidden_act, n->pairs, n->hidden_q, err) : 0;
     if (!rc && n->mla_rows) rc = alloc_act(d, &d->mla_act, n->mla_rows, n->mla_latent, err);
     if (rc) return rc;
     d->kernel_scratch = ks_align_up(ks_kernel_scratch(d->ctx.kernels), 64);

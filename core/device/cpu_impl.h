@@ -52,9 +52,33 @@ struct dev_group {
     uint32_t kind, begin, end;
 };
 
-/* One task of an attention op: units [begin, end) of sequence seq. */
+/* One task of an attention: rows of a sequence with one group of heads. n_spans is not 0 where the keys are split: then
+ * the spans [span_begin, span_end) of the n_spans from `first` on, kept at d->part + part. */
 struct dev_task {
-    uint32_t seq, begin, end;
+    uint32_t seq, row, n_rows, group;
+    uint32_t first, n_spans, span_begin, span_end;
+    size_t part;
+    bool merge;
+};
+
+/* An attention over rows [row, row + n_rows) of the batch. Groups of `per` heads share their keys (the last group may
+ * be smaller); `done` is told when some of the rows of a group are ready. */
+struct dev_attend {
+    ks_cpu_dev *d;
+    uint32_t n_heads, per, groups, d_k, d_v, window, chunk, row, n_rows;
+    float scale, softcap;
+    const float *q; /* of row `row`: (n_heads, d_k) */
+    float *o;       /* (n_heads, d_v) */
+    size_t q_stride, o_stride;
+    const uint8_t *k, *v;
+    size_t k_page_bytes, v_page_bytes, k_step, v_step; /* step: bytes from a group to the next */
+    uint32_t k_stride, v_stride;
+    const float *sinks;
+    const struct dev_reg *sel;
+    void (*done)(void *arg, uint32_t row, uint32_t n_rows, uint32_t head, uint32_t n_heads, uint32_t worker);
+    void *arg;
+    uint32_t n_tasks, n_merges, jump; /* from here on ks__dev_attend's own */
+    size_t part_used;
 };
 
 struct ks_cpu_dev {
@@ -69,7 +93,7 @@ struct ks_cpu_dev {
     struct dev_op *ops;
     struct dev_group *groups;
     uint32_t n_groups;
-    const ks_kernel *quant, *norm, *rope, *glu, *attn;
+    const ks_kernel *quant, *norm, *rope, *glu, *attn, *store;
     size_t kernel_scratch; /* of a worker: first the kernels', then ours */
     const ks_batch *batch; /* while running */
     /* Feed-forward: pairs sorted by expert. */
@@ -80,6 +104,9 @@ struct ks_cpu_dev {
     ks_act hidden_act;
     uint64_t *heat; /* (n_layers, n_experts) */
     struct dev_task *tasks;
+    uint32_t n_tasks; /* room */
+    float *part;      /* (n_part) spans of keys; NULL where no context is long enough */
+    size_t n_part;
     float *mla_q, *mla_o; /* (KS_MLA_ROWS, heads, d_latent + d_rope), (KS_MLA_ROWS, heads, d_latent) */
     ks_act mla_act;       /* mla_o quantized; a row is a head of a row */
     _Atomic uint64_t steps, rows, launches, pairs;
@@ -123,9 +150,8 @@ void ks__dev_quantize(ks_cpu_dev *d, uint32_t reg);
 void ks__dev_quantize_rows(ks_cpu_dev *d, uint32_t reg, uint32_t begin, uint32_t end, uint32_t worker);
 /* The arguments of y = W[mat] x for rows of a register; y is the caller's. */
 ks_matmul_args ks__dev_matmul(const ks_weight *w, uint32_t mat);
-/* Tasks for `units` units a row over all sequences, into d->tasks, costly and cheap ones mixed. Returns their number.
- */
-uint32_t ks__dev_tasks(ks_cpu_dev *d, uint32_t units);
+/* Cuts it into tasks for all threads and runs them. */
+void ks__dev_attend(struct dev_attend *w);
 /* Appends columns of a register to a cache: elements [col, col + n) of every token's row in `cache`. */
 void ks__dev_append(ks_cpu_dev *d, uint32_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col);
 

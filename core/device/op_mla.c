@@ -88,65 +88,53 @@ static void absorb_heads(void *arg, uint32_t begin, uint32_t end, uint32_t worke
     }
 }
 
-static const ks_seq *seq_of(const ks_batch *b, uint32_t row)
+/* A unit is a head of a row; rows and heads that follow each other do so in mla_o and mla_act, too. */
+static void quantize_rows(void *arg, uint32_t row, uint32_t n_rows, uint32_t head, uint32_t n_heads, uint32_t worker)
 {
-    uint32_t i = 0;
-    while (row >= b->seqs[i].row + b->seqs[i].n_rows) i++;
-    return &b->seqs[i];
+    const struct mla_job *j = arg;
+    ks_cpu_dev *d = j->d;
+    uint32_t latent = j->op->u.mla.d_latent;
+    for (uint32_t r = row; r < row + n_rows; r++) {
+        uint32_t first = r * j->op->u.mla.n_heads + head;
+        ks_quant_args q = { .size = sizeof q,
+                            .n_rows = first + n_heads,
+                            .n_in = latent,
+                            .x = d->mla_o,
+                            .x_stride = latent,
+                            .out = &d->mla_act };
+        d->quant->fn(&q, first, first + n_heads, ks__dev_kernel_scratch(d, worker));
+    }
 }
 
-/* A unit is KS_MLA_HEADS heads of one row: their number is fixed, so their bits are. */
-static void attend_unit(const struct mla_job *j, uint32_t r, uint32_t h0, void *scratch)
+static void attend(struct mla_job *j)
 {
     ks_cpu_dev *d = j->d;
     const ks_op *op = j->op;
     const struct dev_state *st = &d->states[op->state];
-    const struct dev_reg *sel = op->u.mla.sel < 0 ? NULL : &d->regs[op->u.mla.sel];
-    const ks_seq *s = seq_of(d->batch, j->row + r);
-    uint32_t latent = op->u.mla.d_latent, width = latent + op->u.mla.d_rope,
-             n = KS_MIN(KS_MLA_HEADS, op->u.mla.n_heads - h0);
-    size_t first = (size_t)r * op->u.mla.n_heads + h0;
-    ks_attn_args a = { .size = sizeof a,
-                       .n_rows = 1,
-                       .n_heads = n,
-                       .n_kv_heads = 1,
-                       .d_k = width,
-                       .d_v = latent,
-                       .page_tok = d->bind.page_tok,
-                       .pos = s->pos + (j->row + r - s->row),
-                       .scale = op->u.mla.scale,
-                       .q = d->mla_q + first * width,
-                       .q_stride = (size_t)n * width,
-                       .o = d->mla_o + first * latent,
-                       .o_stride = (size_t)n * latent,
-                       .pages = s->pages,
-                       .k = st->k,
-                       .v = st->k,
-                       .k_page_bytes = st->k_page_bytes,
-                       .v_page_bytes = st->k_page_bytes,
-                       .k_stride = width,
-                       .v_stride = width };
-    if (sel) {
-        a.sel = (const uint32_t *)sel->p + (j->row + r) * sel->stride;
-        a.n_sel = sel->n_sel + j->row + r;
-        a.sel_stride = (uint32_t)sel->stride;
-    }
-    d->attn->fn(&a, 0, 1, scratch);
-    if (!j->plan->quantized) return;
-    ks_act act = d->mla_act;
-    act.q += first * act.q_stride;
-    act.scale += first * act.scale_stride;
-    act.sum += first * act.sum_stride;
-    ks_quant_args q = { .size = sizeof q, .n_rows = n, .n_in = latent, .x = a.o, .x_stride = latent, .out = &act };
-    d->quant->fn(&q, 0, n, scratch);
-}
-
-static void attend_units(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
-{
-    const struct mla_job *j = arg;
-    uint32_t chunks = (j->op->u.mla.n_heads + KS_MLA_HEADS - 1) / KS_MLA_HEADS;
-    for (uint32_t u = begin; u < end; u++)
-        attend_unit(j, u / chunks, u % chunks * KS_MLA_HEADS, ks__dev_kernel_scratch(j->d, worker));
+    uint32_t latent = op->u.mla.d_latent, width = latent + op->u.mla.d_rope, heads = op->u.mla.n_heads;
+    struct dev_attend w = { .d = d,
+                            .n_heads = heads,
+                            .per = KS_MLA_HEADS,
+                            .groups = (heads + KS_MLA_HEADS - 1) / KS_MLA_HEADS,
+                            .d_k = width,
+                            .d_v = latent,
+                            .scale = op->u.mla.scale,
+                            .row = j->row,
+                            .n_rows = j->n_rows,
+                            .q = d->mla_q,
+                            .q_stride = (size_t)heads * width,
+                            .o = d->mla_o,
+                            .o_stride = (size_t)heads * latent,
+                            .k = st->k,
+                            .v = st->k,
+                            .k_page_bytes = st->k_page_bytes,
+                            .v_page_bytes = st->k_page_bytes,
+                            .k_stride = width,
+                            .v_stride = width,
+                            .sel = op->u.mla.sel < 0 ? NULL : &d->regs[op->u.mla.sel],
+                            .done = j->plan->quantized ? quantize_rows : NULL,
+                            .arg = j };
+    ks__dev_attend(&w);
 }
 
 static void expand_heads(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
@@ -188,7 +176,7 @@ int ks__op_mla(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     for (uint32_t row = 0; row < d->batch->n_rows; row += KS_MLA_ROWS) {
         struct mla_job j = { d, op, &d->ops[index], row, KS_MIN(KS_MLA_ROWS, d->batch->n_rows - row) };
         ks__dev_fork(d, heads, 1, absorb_heads, &j);
-        ks__dev_fork(d, j.n_rows * ((heads + KS_MLA_HEADS - 1) / KS_MLA_HEADS), 1, attend_units, &j);
+        attend(&j);
         ks__dev_fork(d, heads, 1, expand_heads, &j);
     }
     return 0;
