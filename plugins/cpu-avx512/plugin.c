@@ -16,6 +16,14 @@
         .fn = FN                                                                                                     \
     }
 
+#define CACHE(OP, W, FN, SCRATCH, FLAGS)                                                                 \
+    {                                                                                                    \
+        .op = OP, .wtype = KS_T_##W, .xtype = KS_T_F32, .scratch_bytes = SCRATCH, .name = #FN, .fn = FN, \
+        .flags = FLAGS                                                                                   \
+    }
+#define ATTN(W, FN) CACHE(KS_K_ATTN, W, FN, ATTN_SCRATCH_BYTES, KS_KF_SPANS)
+#define STORE(W, FN) CACHE(KS_K_STORE, W, FN, 0, 0)
+
 /* The operations that are not here come from the next best plugin: the host merges row by row. */
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_avx512", .fn = quant_avx512 },
@@ -27,6 +35,12 @@ static const ks_kernel rows[] = {
     AMX(MXFP4, matmul_mxfp4_amx),
     MATMUL(BF16, F32, matmul_bf16_avx512, MATMUL_FLOAT_SCRATCH_BYTES),
     MATMUL(F32, F32, matmul_f32_avx512, MATMUL_FLOAT_SCRATCH_BYTES),
+    ATTN(F32, attn_f32_avx512),
+    ATTN(BF16, attn_bf16_avx512),
+    ATTN(F8E4M3, attn_f8e4m3_avx512),
+    STORE(F32, store_f32_avx512),
+    STORE(BF16, store_bf16_avx512),
+    STORE(F8E4M3, store_f8e4m3_avx512),
 };
 
 static const ks_kernels_iface iface = {

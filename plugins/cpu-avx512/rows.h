@@ -13,6 +13,14 @@ void matmul_i8_amx(const void *args, uint32_t begin, uint32_t end, void *scratch
 void matmul_mxfp4_amx(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void store_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void store_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void store_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+
+#define ATTN_SCRATCH_BYTES (256u * 1024)
 
 /* Rows that share a block of weights; their running sums wait in scratch, one or two vectors a row. */
 #define CHUNK 64u
