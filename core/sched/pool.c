@@ -9,9 +9,9 @@
  * one word; a claim carries the number of the job it was last used in, and only grows, so a claim on a job that is
  * over fails. What the job is (fn, n, ...) is read after a claim only: then the caller cannot have gone on.
  *
- * Sleeping: `bell` is the futex word of the workers, `tick` that of the caller. Sleeper and waker write their own
- * word first and read the other's after, all sequentially consistent, so one of the two always sees the other; the
- * kernel compares the word once more before it sleeps.
+ * Sleeping: `bell` is the futex word of the workers, `tick` that of the caller. A sleeper says so, reads that word,
+ * then looks once more for what it waits for; who brings that writes it first and asks for sleepers after, all
+ * sequentially consistent: so one of the two always sees the other, and the kernel compares the word once more.
  *
  * Watching pays only while each thread has a core of its own. With more threads than cores, a watcher
  * keeps a worker from running: then everybody yields a few times and sleeps.
@@ -49,16 +49,18 @@ typedef struct worker {
 } worker;
 
 struct ks_pool {
-    _Alignas(LINE) _Atomic uint64_t job; /* number << CHUNK_BITS | chunks; stored before `bell` */
-    _Atomic uint32_t bell;               /* rung for each job; futex word of the workers */
-    _Atomic uint32_t tick;               /* futex word of the caller */
-    _Atomic uint32_t watched;            /* the caller sleeps, or is about to, on `tick` */
-    atomic_bool stop;
-    _Alignas(LINE) _Atomic uint32_t parked; /* workers asleep or about to be */
-    _Atomic uint64_t parks;
-    _Alignas(LINE) ks_pool_fn fn; /* the job: see above */
+    /* One line, so that a job costs each worker one miss. All but the first: see above. */
+    _Alignas(LINE) _Atomic uint64_t job; /* number << CHUNK_BITS | chunks; what the workers watch */
+    ks_pool_fn fn;
     void *arg;
     uint32_t n, grain, first; /* first: chunks of the same run in earlier jobs */
+    /* Seldom written. */
+    _Alignas(LINE) _Atomic uint32_t bell; /* futex word of the workers */
+    _Atomic uint32_t parked;              /* workers asleep on it, or about to be */
+    _Atomic uint32_t tick;                /* futex word of the caller */
+    _Atomic uint32_t watched;             /* the caller sleeps on it, or is about to */
+    atomic_bool stop;
+    _Atomic uint64_t parks;
     /* The caller's own. */
     _Alignas(LINE) atomic_bool running;
     uint64_t runs, spin_ns;
@@ -83,12 +85,12 @@ static void futex_wake(_Atomic uint32_t *word, int n)
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0); /* cannot fail for our own word */
 }
 
-/* True once the bell differs from `old`; false if it is time to sleep. */
-static bool watch_bell(const ks_pool *p, uint32_t old)
+/* True once there is another job than `seen`; false if it is time to sleep. */
+static bool watch_job(const ks_pool *p, uint64_t seen)
 {
     if (!p->spin_ns) {
         for (int i = 0; i < YIELDS_IF_CROWDED; i++) {
-            if (atomic_load_explicit(&p->bell, memory_order_acquire) != old) return true;
+            if (atomic_load_explicit(&p->job, memory_order_acquire) != seen) return true;
             (void)sched_yield(); /* cannot fail on Linux */
         }
         return false;
@@ -96,7 +98,7 @@ static bool watch_bell(const ks_pool *p, uint32_t old)
     uint64_t start = 0; /* the clock is read only if the first looks were in vain */
     for (;;) {
         for (int i = 0; i < PAUSES_A_LOOK; i++) {
-            if (atomic_load_explicit(&p->bell, memory_order_acquire) != old) return true;
+            if (atomic_load_explicit(&p->job, memory_order_acquire) != seen) return true;
             _mm_pause();
         }
         uint64_t now = ks_now_ns();
@@ -105,21 +107,31 @@ static bool watch_bell(const ks_pool *p, uint32_t old)
     }
 }
 
-static uint32_t await_bell(ks_pool *p, uint32_t seen)
+static uint64_t await_job(ks_pool *p, uint64_t seen)
 {
-    if (!watch_bell(p, seen)) {
-        atomic_fetch_add(&p->parked, 1); /* pairs with the load in ring */
+    if (!watch_job(p, seen)) {
+        atomic_fetch_add(&p->parked, 1); /* pairs with the load in publish */
         atomic_fetch_add_explicit(&p->parks, 1, memory_order_relaxed);
-        while (atomic_load(&p->bell) == seen) futex_wait(&p->bell, seen);
+        for (;;) {
+            uint32_t bell = atomic_load(&p->bell);
+            if (atomic_load(&p->job) != seen) break;
+            futex_wait(&p->bell, bell);
+        }
         atomic_fetch_sub(&p->parked, 1);
     }
-    return atomic_load_explicit(&p->bell, memory_order_acquire);
+    return atomic_load_explicit(&p->job, memory_order_acquire);
 }
 
-static void ring(ks_pool *p)
+static uint64_t publish(ks_pool *p, uint32_t n_chunks)
 {
-    atomic_fetch_add(&p->bell, 1);
-    if (atomic_load(&p->parked)) futex_wake(&p->bell, INT_MAX);
+    uint64_t number = (atomic_load_explicit(&p->job, memory_order_relaxed) >> CHUNK_BITS) + 1;
+    uint64_t job = number << CHUNK_BITS | n_chunks;
+    atomic_store(&p->job, job);
+    if (atomic_load(&p->parked)) {
+        atomic_fetch_add(&p->bell, 1);
+        futex_wake(&p->bell, INT_MAX);
+    }
+    return job;
 }
 
 /* ---- Work */
@@ -235,12 +247,8 @@ void ks_pool_run(ks_pool *p, uint32_t n, uint32_t grain, ks_pool_fn fn, void *ar
     p->n = n;
     p->grain = grain;
     for (p->first = 0; n_chunks; p->first += CHUNKS_MAX) { /* once, but for the largest counts */
-        uint64_t number = (atomic_load_explicit(&p->job, memory_order_relaxed) >> CHUNK_BITS) + 1;
-        uint64_t job = number << CHUNK_BITS | KS_MIN(n_chunks, CHUNKS_MAX);
-        atomic_store_explicit(&p->job, job, memory_order_release);
         p->runs++;
-        ring(p);
-        join(p, job);
+        join(p, publish(p, KS_MIN(n_chunks, CHUNKS_MAX)));
         n_chunks -= KS_MIN(n_chunks, CHUNKS_MAX);
     }
     atomic_store_explicit(&p->running, false, memory_order_release);
@@ -250,10 +258,10 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     ks_pool *p = w->pool;
-    for (uint32_t seen = 0;;) {
-        seen = await_bell(p, seen);
+    for (uint64_t job = 0;;) {
+        job = await_job(p, job);
         if (atomic_load_explicit(&p->stop, memory_order_relaxed)) return NULL;
-        serve(p, w, atomic_load_explicit(&p->job, memory_order_acquire));
+        serve(p, w, job);
     }
 }
 
@@ -354,8 +362,8 @@ out:
 void ks_pool_close(ks_pool *p)
 {
     if (!p) return;
-    atomic_store_explicit(&p->stop, true, memory_order_relaxed); /* told by the bell */
-    ring(p);
+    atomic_store_explicit(&p->stop, true, memory_order_relaxed); /* told with the job */
+    (void)publish(p, 0);
     for (uint32_t i = 1; i <= p->n_started; i++) (void)pthread_join(p->workers[i].thread, NULL); /* ours, joinable */
     for (uint32_t i = 0; p->workers && i < p->n_threads; i++) free(p->workers[i].scratch);
     free(p->workers);
