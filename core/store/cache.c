@@ -20,7 +20,7 @@
 
 typedef struct head {
     char magic[8];
-    uint32_t version, n_weights, n_blocks, _pad;
+    uint32_t version, n_weights, n_blocks, layout;
     uint64_t head_bytes, payload_off, payload_bytes, file_bytes;
     uint64_t key_lo, key_hi;
 } head;
@@ -79,7 +79,7 @@ static int make_head(ks_cache *x, ks_err *err)
 {
     const ks_plan *p = x->plan;
     ks_buf b;
-    head h = { .version = VERSION, .n_weights = p->n_weights, .n_blocks = p->n_blocks };
+    head h = { .version = VERSION, .n_weights = p->n_weights, .n_blocks = p->n_blocks, .layout = KS_STORE_LAYOUT };
     ks_buf_init(&b, 0);
     ks_buf_add(&b, &h, sizeof h);
     for (uint32_t i = 0; i < p->n_weights; i++) {
@@ -107,17 +107,13 @@ static int make_head(ks_cache *x, ks_err *err)
     return 0;
 }
 
-static int find_dir(ks_cache *x, const char *dir, ks_err *err)
+int ks__cache_dir(const char *dir, char **ret, ks_err *err)
 {
-    if (dir) {
-        x->dir = ks_strdup(dir);
-        return x->dir ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for a path");
-    }
-    char *home = ks_home(err);
-    if (!home) return err ? err->code : KS_E_NOTFOUND;
-    x->dir = ks_path_join(home, "cache");
+    char *home = dir ? NULL : ks_home(err);
+    if (!dir && !home) return err ? err->code : KS_E_NOTFOUND;
+    *ret = dir ? ks_strdup(dir) : ks_path_join(home, "cache");
     free(home);
-    return x->dir ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for a path");
+    return *ret ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for a path");
 }
 
 int ks__cache_init(ks_cache *x, const ks_plan *p, const ks_ckpt *c, const char *dir, ks_err *err)
@@ -135,7 +131,7 @@ int ks__cache_init(ks_cache *x, const ks_plan *p, const ks_ckpt *c, const char *
     x->mu_ready = pthread_mutex_init(&x->mu, NULL) == 0;
     int rc = x->mu_ready ? ks_ckpt_fingerprint(c, false, identity.fingerprint, err)
                          : ks_fail(err, KS_E_NOMEM, "cannot make a mutex");
-    if (rc == 0) rc = find_dir(x, dir, err);
+    if (rc == 0) rc = ks__cache_dir(dir, &x->dir, err);
     if (rc == 0) {
         x->key = ks_hash(&identity, sizeof identity);
         x->path = name_of(x, ".kw");
@@ -164,7 +160,7 @@ void ks__cache_fini(ks_cache *x)
     if (!x || !x->plan) return;
     close_fd(&x->fd);
     close_fd(&x->journal_fd);
-    close_fd(&x->lock_fd); /* unlocks */
+    ks__cache_unlock_file(x->lock_path, x->lock_fd);
     if (x->mu_ready) (void)pthread_mutex_destroy(&x->mu);
     char *const texts[] = { x->dir, x->path, x->source_path, x->part_path, x->journal_path, x->lock_path, x->head };
     for (size_t i = 0; i < KS_COUNT(texts); i++) free(texts[i]);
@@ -209,6 +205,42 @@ int ks__cache_open(ks_cache *x, ks_err *err)
     return check_file(x, err);
 }
 
+static int inspect(int fd, const char *path, ks_err *err)
+{
+    struct stat st;
+    head h;
+    ks_hash128 want;
+    if (fstat(fd, &st) != 0) return ks_fail(err, KS_E_IO, "cannot read '%s': %s", path, strerror(errno));
+    int rc = read_at(fd, path, 0, &h, sizeof h, err);
+    if (rc != 0) return rc;
+    if (memcmp(h.magic, MAGIC, sizeof h.magic) != 0) return ks_fail(err, KS_E_FORMAT, "'%s' holds no weights", path);
+    if (h.version != VERSION || h.layout != KS_STORE_LAYOUT)
+        return ks_fail(err, KS_E_UNSUPPORTED,
+                       "'%s' has version %" PRIu32 ", layout %" PRIu32 "; this program reads %u and %u", path,
+                       h.version, h.layout, VERSION, KS_STORE_LAYOUT);
+    const uint64_t size = (uint64_t)st.st_size, table_bytes = h.n_blocks * (uint64_t)sizeof(ks_cache_block);
+    if (h.file_bytes != size || h.head_bytes > size || table_bytes + sizeof want > size - h.head_bytes)
+        return ks_fail(err, KS_E_FORMAT, "'%s' has %" PRIu64 " bytes instead of %" PRIu64, path, size, h.file_bytes);
+    ks_cache_block *table = ks_calloc((size_t)h.n_blocks + 1, sizeof *table);
+    if (!table) return ks_fail(err, KS_E_NOMEM, "out of memory for the table of '%s'", path);
+    rc = read_at(fd, path, h.head_bytes, table, table_bytes, err);
+    if (rc == 0) rc = read_at(fd, path, h.head_bytes + table_bytes, &want, sizeof want, err);
+    ks_hash128 has = ks_hash(table, table_bytes);
+    free(table);
+    if (rc == 0 && (has.lo != want.lo || has.hi != want.hi))
+        rc = ks_fail(err, KS_E_FORMAT, "'%s': the table of blocks is damaged", path);
+    return rc;
+}
+
+int ks__cache_inspect(const char *path, ks_err *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return ks_fail(err, KS_E_IO, "cannot open '%s': %s", path, strerror(errno));
+    int rc = inspect(fd, path, err);
+    close_fd(&fd);
+    return rc;
+}
+
 bool ks__cache_replaced(const ks_cache *x)
 {
     struct stat now, seen;
@@ -231,7 +263,9 @@ int ks__cache_set_current(const ks_cache *x, ks_err *err)
 {
     ks_buf b;
     ks_buf_init(&b, 0);
-    ks_buf_printf(&b, "%016" PRIx64 "\n%s\n", x->stamp, x->model_dir); /* the folder is for people */
+    char *whole = realpath(x->model_dir, NULL); /* for people, who look at it from elsewhere */
+    ks_buf_printf(&b, "%016" PRIx64 "\n%s\n", x->stamp, whole ? whole : x->model_dir);
+    free(whole);
     int rc = b.failed ? ks_fail(err, KS_E_NOMEM, "out of memory") : ks_file_write(x->source_path, b.p, b.n, err);
     ks_buf_fini(&b);
     return rc;
@@ -256,6 +290,11 @@ int ks__cache_check(const ks_cache *x, uint32_t i, const void *data, ks_err *err
     return check_hash(x, i, ks_hash(data, x->plan->blocks[i].bytes), err);
 }
 
+void ks__cache_set_used(const ks_cache *x)
+{
+    (void)utimensat(AT_FDCWD, x->source_path, NULL, 0); /* a folder that is read-only stays as it is */
+}
+
 int ks__cache_get(const ks_cache *x, uint32_t i, void *dst, ks_hasher *h, ks_err *err)
 {
     const ks_block *k = &x->plan->blocks[i];
@@ -272,17 +311,50 @@ int ks__cache_get(const ks_cache *x, uint32_t i, void *dst, ks_hasher *h, ks_err
 
 /* ---- building */
 
+/* One try: 1 if the lock is ours, 0 if the file has been removed meanwhile, by whoever had it before. */
+static int try_lock(const char *path, bool wait, int *ret_fd, ks_err *err)
+{
+    struct stat a, b;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644), failed = 0;
+    if (fd < 0) return ks_fail(err, KS_E_IO, "cannot create '%s': %s", path, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        failed = errno;
+        if (failed == EWOULDBLOCK && wait)
+            ks_log(KS_LOG_INFO, "store", "another process builds the weights of this model, waiting");
+        while (wait && failed && (failed == EWOULDBLOCK || failed == EINTR)) failed = flock(fd, LOCK_EX) ? errno : 0;
+    }
+    if (failed) {
+        close_fd(&fd);
+        return failed == EWOULDBLOCK ? ks_fail(err, KS_E_BUSY, "'%s': another process builds these weights", path)
+                                     : ks_fail(err, KS_E_IO, "cannot lock '%s': %s", path, strerror(failed));
+    }
+    if (fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev) {
+        *ret_fd = fd;
+        return 1;
+    }
+    close_fd(&fd);
+    return 0;
+}
+
+int ks__cache_lock_file(const char *path, bool wait, int *ret_fd, ks_err *err)
+{
+    int rc;
+    do rc = try_lock(path, wait, ret_fd, err);
+    while (rc == 0);
+    return rc < 0 ? rc : 0;
+}
+
+void ks__cache_unlock_file(const char *path, int fd)
+{
+    if (fd < 0) return;
+    (void)unlink(path); /* while it is locked: see try_lock. If it stays, it does no harm */
+    (void)close(fd);    /* unlocks */
+}
+
 int ks__cache_lock(ks_cache *x, ks_err *err)
 {
     int rc = ks_mkdirs(x->dir, err);
-    if (rc != 0) return rc;
-    x->lock_fd = open(x->lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (x->lock_fd < 0) return ks_fail(err, KS_E_IO, "cannot create '%s': %s", x->lock_path, strerror(errno));
-    if (flock(x->lock_fd, LOCK_EX | LOCK_NB) == 0) return 0;
-    if (errno == EWOULDBLOCK) ks_log(KS_LOG_INFO, "store", "another process builds the weights of this model, waiting");
-    while (flock(x->lock_fd, LOCK_EX) != 0)
-        if (errno != EINTR) return ks_fail(err, KS_E_IO, "cannot lock '%s': %s", x->lock_path, strerror(errno));
-    return 0;
+    return rc != 0 ? rc : ks__cache_lock_file(x->lock_path, true, &x->lock_fd, err);
 }
 
 static uint64_t check_of(const ks_cache *x, const record *r)

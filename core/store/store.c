@@ -172,7 +172,8 @@ static int load(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache
     if (rc != 0)
         ks__mem_fini(&s->mem);
     else
-        s->was_cached = true;
+        ks__cache_set_used(cache);
+    s->was_cached = rc == 0;
     return rc;
 }
 
