@@ -126,6 +126,7 @@ static void put_value(suite *s, uint32_t type, uint8_t *strip, uint32_t i, uint3
         int8_t v = (int8_t)(worst == 1   ? 127
                             : worst == 2 ? -127
                             : worst == 3 ? (k % 2 ? 127 : -127)
+                            : worst == 5 ? -128 /* ours never hold it; somebody's file may */
                                          : (int)(code % 255) - 127);
         memcpy(strip + ((size_t)(k / 4) * 16 + i) * 4 + k % 4, real ? &v : &(int8_t) { 0 }, 1);
         break;
@@ -183,9 +184,9 @@ static void make_act(suite *s, const shape *sh, uint32_t n, ks_act *ret)
     for (uint32_t r = 0; r < n; r++) {
         int8_t *q = ret->q + (size_t)r * ret->q_stride;
         for (uint32_t k = 0; k < sh->n_in; k++)
-            q[k] = (int8_t)(sh->worst == 1 || sh->worst == 2 ? (r % 2 ? -127 : 127)
-                            : sh->worst == 3                 ? (k % 2 ? 127 : -127)
-                                                             : (int)suite_below(s, 255) - 127);
+            q[k] = (int8_t)(sh->worst == 1 || sh->worst == 2 || sh->worst == 5 ? (r % 2 ? -127 : 127)
+                            : sh->worst == 3                                   ? (k % 2 ? 127 : -127)
+                                                                               : (int)suite_below(s, 255) - 127);
         for (uint32_t k = 0; k < n_scales(sh->n_in); k++)
             ret->scale[(size_t)r * ret->scale_stride + k] = fabsf(suite_normal(s)) * 0.01f;
         for (uint32_t k = 0; k < ks_t16_n_in(sh->n_in); k += 32) {
@@ -265,6 +266,29 @@ static int matmul_case(suite *s, const shape *sh)
     return rc;
 }
 
+/* Kernels change their way with the number of rows: more than any one's tile, chunk or pass, every group size, columns
+ * that do not fill a group, rows of activations that fill its scratch. */
+static int many_rows(suite *s, bool ints)
+{
+    static const struct {
+        uint32_t n_in, n_out, n_rows;
+    } shapes[] = { { 128, 33, 65 }, { 32, 17, 65 },   { 96, 50, 130 },  { 160, 16, 130 }, { 415, 33, 65 },
+                   { 512, 9, 130 }, { 1056, 48, 65 }, { 672, 17, 200 }, { 8192, 5, 65 },  { 40000, 3, 20 } };
+    static const uint32_t groups[] = { 128, 64, 32 }, worst[] = { 0, 1, 2, 3, 5 };
+    uint32_t n_groups = ints && s->row->wtype != KS_T_MXFP4 ? 3 : 1, i = 0;
+    int rc = 0;
+    for (uint32_t k = 0; !rc && k < sizeof shapes / sizeof shapes[0]; k++) {
+        for (uint32_t g = 0; !rc && g < (shapes[k].n_in > 2000 ? 1 : n_groups); g++, i++) {
+            shape sh = { .n_in = shapes[k].n_in, .n_out = shapes[k].n_out, .n_rows = shapes[k].n_rows };
+            sh.gather = i % 2;
+            sh.worst = worst[i % 5];
+            if (ints) sh.group = n_groups == 1 ? 32 : groups[g];
+            rc = matmul_case(s, &sh);
+        }
+    }
+    return rc;
+}
+
 int suite_matmul(suite *s)
 {
     static const uint32_t n_in[] = { 32, 64, 96, 128, 160, 256, 288, 416, 672, 1056 };
@@ -287,5 +311,5 @@ int suite_matmul(suite *s)
         sh.worst = i % 3 == 0 ? i / 3 % 5 : 0;
         rc = matmul_case(s, &sh);
     }
-    return rc;
+    return rc ? rc : many_rows(s, ints);
 }
