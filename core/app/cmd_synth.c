@@ -27,9 +27,8 @@ int ks_cmd_synth(ks_config *c, ks_cli *cli)
                         .route_skew = (float)ks_config_float(c, "route-skew"),
                         .quantized = ks_config_bool(c, "quantized") };
     int rc = 0;
-    if (cli->n_words)
-        rc = ks_fail(&err, KS_E_CONFIG, "synth takes no words: '%s'", cli->words[0]);
-    else if (!*o.config || !*o.output)
+    (void)cli; /* flags only: the table says so */
+    if (!*o.config || !*o.output)
         rc = ks_fail(&err, KS_E_CONFIG,
                      "synth needs --config FILE, the config.json of a shape, and --output DIR, the folder to make");
     if (!rc) rc = ks_app_plugins(c, &a, &err);

@@ -1,6 +1,6 @@
 /* Synthetic models: every family that the goldens have can be made and loads; shards hold the formula's numbers; the
  * routing has the skew that was asked for. */
-#include "app/load.h"
+#include "app/plan.h"
 #include "app/synth.h"
 #include "base/base.h"
 #include "base/file.h"
@@ -126,21 +126,22 @@ static void shapes_in_conf_are_made(void **state)
         ks_config *c;
         ks_app a;
         ks_err err;
-        ks_store_opts o = { 0 };
-        double bytes = 0;
+        ks_plan p;
         (void)snprintf(config, sizeof config, KS_SOURCE_DIR "/conf/shapes/%s.json", shapes[i].name);
         make(config, "shape", true, 0);
         assert_ok(ks_config_new(&c, &err), &err);
         assert_ok(ks_config_set(c, "model-path", "shape", KS_FROM_FLAG, "test", &err), &err);
         assert_ok(ks_app_plugins(c, &a, &err), &err);
         assert_ok(ks_app_model(&a, &err), &err);
-        ks_app_types(c, o.type);
-        assert_ok(ks_store_check(a.ckpt, a.model.specs, a.model.graph.n_weights, &o, a.model.weights, &err), &err);
-        for (uint32_t w = 0; w < a.model.graph.n_weights; w++)
-            if (a.model.weights[w].cls == KS_CLS_EXPERT)
-                bytes += (double)a.model.weights[w].n_mat * (double)a.model.weights[w].mat_bytes;
+        assert_ok(ks_plan_make(&a, &p, &err), &err);
+        const double bytes = (double)p.class_bytes[KS_CLS_EXPERT];
         print_message("%s: %.2f GB of experts\n", shapes[i].name, bytes / 1e9);
         assert_true(fabs(bytes / 1e9 / shapes[i].gb - 1) < 0.03);
+        p.limit_bytes = p.weight_bytes;
+        assert_int_equal(ks_plan_fits(&p, &err), KS_E_LIMIT);
+        assert_contains(err.msg, "lower --cpu-expert-bits or --context, raise --ram-limit");
+        p.limit_bytes += p.kv_bytes;
+        assert_ok(ks_plan_fits(&p, &err), &err);
         close_app(c, &a);
     }
     remove_dir("shape");
