@@ -98,33 +98,44 @@ struct needs {
     uint32_t mla_latent;
 };
 
-static void need_tiles(cu_dev *d, uint32_t rows)
+static int need_tiles(cu_dev *d, uint32_t rows, ks_err *err)
 {
     for (uint32_t i = 0; i < d->n_tile_kinds; i++)
-        if (d->tile_rows[i] == rows) return;
-    if (d->n_tile_kinds < CU_MAX_TILE_KINDS) d->tile_rows[d->n_tile_kinds++] = rows; /* 1 to 16: there are no more */
+        if (d->tile_rows[i] == rows) return 0;
+    if (d->n_tile_kinds == CU_MAX_TILE_KINDS)
+        return ks_fail(err, KS_E_LIMIT, "the model's attention has more than %u shapes", CU_MAX_TILE_KINDS);
+    d->tile_rows[d->n_tile_kinds++] = rows;
+    return 0;
 }
 
-static void need_op(cu_dev *d, const ks_op *op, struct needs *n)
+static int need_mla(cu_dev *d, const ks_op *op, struct needs *n, ks_err *err)
 {
-    size_t rows = d->bind.max_rows;
-    if (op->kind == KS_OP_EMBED) {
-        const ks_weight *w = cu_gweight(d->g, op->w[0]);
-        size_t bytes = rows * w->n_in * ks_type_bits(w->type) / 8;
-        n->embed = bytes > n->embed ? bytes : n->embed;
-    } else if (op->kind == KS_OP_ATTN) {
-        uint32_t group = op->u.attn.n_heads / op->u.attn.n_kv_heads;
-        need_tiles(d, op->u.attn.sel >= 0 ? 1 : cu_max(CU_ATTN_QUERIES / group, 1));
-    } else if (op->kind == KS_OP_MLA) {
-        size_t q = rows * op->u.mla.n_heads * (op->u.mla.d_latent + op->u.mla.d_rope);
-        size_t o = rows * op->u.mla.n_heads * op->u.mla.d_latent;
-        n->mla_q = q > n->mla_q ? q : n->mla_q;
-        n->mla_o = o > n->mla_o ? o : n->mla_o;
-        need_tiles(d, op->u.mla.sel >= 0 ? 1 : cu_max(CU_ATTN_QUERIES / op->u.mla.n_heads, 1));
-        if (!cu_is_quantized(cu_gweight(d->g, op->w[1])->type)) return;
-        n->mla_rows = rows * op->u.mla.n_heads > n->mla_rows ? rows * op->u.mla.n_heads : n->mla_rows;
-        n->mla_latent = cu_max(n->mla_latent, op->u.mla.d_latent);
+    bool flash;
+    uint32_t heads = op->u.mla.n_heads, latent = op->u.mla.d_latent, width = latent + op->u.mla.d_rope;
+    size_t rows = (size_t)d->bind.max_rows * heads;
+    n->mla_q = rows * width > n->mla_q ? rows * width : n->mla_q;
+    n->mla_o = rows * latent > n->mla_o ? rows * latent : n->mla_o;
+    if (cu_is_quantized(cu_gweight(d->g, op->w[1])->type)) {
+        n->mla_rows = rows > n->mla_rows ? rows : n->mla_rows;
+        n->mla_latent = cu_max(n->mla_latent, latent);
     }
+    return need_tiles(d, cu_tile_rows(d, heads, width, latent, op->u.mla.sel, &flash), err);
+}
+
+static int need_op(cu_dev *d, const ks_op *op, struct needs *n, ks_err *err)
+{
+    bool flash;
+    if (op->kind == KS_OP_MLA) return need_mla(d, op, n, err);
+    if (op->kind == KS_OP_ATTN)
+        return need_tiles(d,
+                          cu_tile_rows(d, op->u.attn.n_heads / op->u.attn.n_kv_heads, op->u.attn.d_k, op->u.attn.d_v,
+                                       op->u.attn.sel, &flash),
+                          err);
+    if (op->kind != KS_OP_EMBED) return 0;
+    const ks_weight *w = cu_gweight(d->g, op->w[0]);
+    size_t bytes = (size_t)d->bind.max_rows * w->n_in * ks_type_bits(w->type) / 8;
+    n->embed = bytes > n->embed ? bytes : n->embed;
+    return 0;
 }
 
 /* Registers that quantized matrices read have a quantized copy. */
@@ -162,8 +173,7 @@ static int plan(cu_dev *d, ks_err *err)
         const ks_op *op = cu_op(d->g, i);
         if (!runs(d, i)) continue;
         if (op->state >= 0 && (rc = alloc_state(d, (uint32_t)op->state, err))) return rc;
-        need_op(d, op, &n);
-        if ((rc = need_act(d, op, err))) return rc;
+        if ((rc = need_op(d, op, &n, err)) || (rc = need_act(d, op, err))) return rc;
     }
     return alloc_needs(d, &n, err);
 }

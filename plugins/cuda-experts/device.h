@@ -191,6 +191,9 @@ void *cu_alloc_host(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *
 void cu_free_all(cu_dev *d);
 int cu_alloc_act(cu_dev *d, cu_act *a, size_t rows, uint32_t width, ks_err *err);
 
+/* ops.c: rows of a block of attention; *ret_flash: on the tensor cores. */
+uint32_t cu_tile_rows(const cu_dev *d, uint32_t group, uint32_t d_k, uint32_t d_v, int32_t sel, bool *ret_flash);
+
 /* bind.c */
 int cu_bind(void *dev, const ks_bind *b, ks_err *err);
 void cu_unbind(cu_dev *d);

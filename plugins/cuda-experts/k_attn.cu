@@ -235,6 +235,19 @@ size_t cu_attn_shared_bytes(uint32_t d_k, uint32_t d_v)
     return sizeof(float) * ((size_t)QUERIES * d_k + (size_t)keys * (d + 1) + QUERIES * keys);
 }
 
+void cu_launch_merge(const cu_attn *a, cu_stream s)
+{
+    uint32_t blocks = (a->n_rows * a->n_heads + QUERIES - 1) / QUERIES;
+    if (a->d_v <= 64)
+        merge_kernel<4><<<blocks, THREADS, 0, s>>>(*a);
+    else if (a->d_v <= 128)
+        merge_kernel<8><<<blocks, THREADS, 0, s>>>(*a);
+    else if (a->d_v <= 256)
+        merge_kernel<16><<<blocks, THREADS, 0, s>>>(*a);
+    else
+        merge_kernel<32><<<blocks, THREADS, 0, s>>>(*a);
+}
+
 template <uint32_t COLS> static int launch(const cu_attn *a, cu_stream s)
 {
     size_t bytes = cu_attn_shared_bytes(a->d_k, a->d_v);
@@ -245,7 +258,7 @@ template <uint32_t COLS> static int launch(const cu_attn *a, cu_stream s)
         if (rc != cudaSuccess) return (int)rc;
     }
     attn_kernel<COLS><<<dim3(a->n_tiles, a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1), THREADS, bytes, s>>>(*a);
-    if (a->n_spans) merge_kernel<COLS><<<(a->n_rows * a->n_heads + QUERIES - 1) / QUERIES, THREADS, 0, s>>>(*a);
+    if (a->n_spans) cu_launch_merge(a, s);
     return 0;
 }
 

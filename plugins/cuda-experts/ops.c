@@ -120,10 +120,19 @@ static void append(cu_dev *d, int16_t reg, uint8_t *cache, size_t page_bytes, ui
     cu_launch_append(&a, d->compute);
 }
 
-/* Fills in what does not differ between ATTN and MLA and launches. tile_rows: see need_op in bind.c. */
-static int attend(cu_dev *d, cu_attn *a, uint32_t tile_rows, int32_t sel, ks_err *err)
+uint32_t cu_tile_rows(const cu_dev *d, uint32_t group, uint32_t d_k, uint32_t d_v, int32_t sel, bool *ret_flash)
+{
+    uint32_t queries = sel < 0 ? cu_flash_queries(d->bind.kv_type, group, d_k, d_v, d->shared_max) : 0;
+    *ret_flash = queries != 0;
+    return sel >= 0 ? 1 : cu_max((queries ? queries : CU_ATTN_QUERIES) / group, 1);
+}
+
+/* Fills in what does not differ between ATTN and MLA and launches. */
+static int attend(cu_dev *d, cu_attn *a, int32_t sel, ks_err *err)
 {
     uint32_t kind = 0, group = a->n_heads / a->n_kv_heads, chunks = (group + CU_ATTN_QUERIES - 1) / CU_ATTN_QUERIES;
+    bool flash;
+    uint32_t tile_rows = cu_tile_rows(d, group, a->d_k, a->d_v, sel, &flash);
     while (kind + 1 < d->n_tile_kinds && d->tile_rows[kind] != tile_rows) kind++;
     a->tiles = d->step.tiles[kind];
     a->n_tiles = d->step.n_tiles[kind];
@@ -142,14 +151,15 @@ static int attend(cu_dev *d, cu_attn *a, uint32_t tile_rows, int32_t sel, ks_err
         a->n_spans = d->step.n_spans;
         a->part = d->part;
     }
-    return cu_check(d, (cudaError_t)cu_launch_attn(a, d->compute), "attention", err);
+    int rc = flash ? cu_launch_flash(a, d->compute) : cu_launch_attn(a, d->compute);
+    return cu_check(d, (cudaError_t)rc, "attention", err);
 }
 
 static int op_attn(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const struct dev_state *st = &d->states[op->state];
     uint32_t kw = d->regs[op->in[1]].width, vw = d->regs[op->in[2]].width, page_tok = d->bind.page_tok,
-             type = d->bind.kv_type, group = op->u.attn.n_heads / op->u.attn.n_kv_heads;
+             type = d->bind.kv_type;
     append(d, op->in[1], st->k, st->k_page_bytes, kw, 0);
     append(d, op->in[2], st->v, st->v_page_bytes, vw, 0);
     cu_attn a = { .n_heads = op->u.attn.n_heads,
@@ -167,7 +177,7 @@ static int op_attn(cu_dev *d, const ks_op *op, ks_err *err)
                   .k = { st->k, st->k_page_bytes, type, kw, page_tok, 0 },
                   .v = { st->v, st->v_page_bytes, type, vw, page_tok, 0 },
                   .sinks = cu_vector(d, op->w[0]) };
-    return attend(d, &a, op->u.attn.sel >= 0 ? 1 : cu_max(CU_ATTN_QUERIES / group, 1), op->u.attn.sel, err);
+    return attend(d, &a, op->u.attn.sel, err);
 }
 
 /* Queries become latent rows, attend over the latent cache, and what comes out is expanded head by head. */
@@ -204,7 +214,7 @@ static int op_mla(cu_dev *d, const ks_op *op, ks_err *err)
                   .o_head = latent,
                   .k = cache,
                   .v = cache };
-    int rc = attend(d, &a, op->u.mla.sel >= 0 ? 1 : cu_max(CU_ATTN_QUERIES / heads, 1), op->u.mla.sel, err);
+    int rc = attend(d, &a, op->u.mla.sel, err);
     if (rc) return rc;
     cu_matmul m = cu_matmul_of(d, op->w[1], n);
     m.n_mat = heads;

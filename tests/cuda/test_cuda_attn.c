@@ -1,0 +1,209 @@
+/* Attention on the tensor cores against the plain one, and its bits: alone, among others, spans side by side. */
+#include "kernels.h"
+#include <krasis/types.h>
+
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define PAGE_TOK 16u
+#define MAX_KEYS 2304u
+#define MAX_ROWS 40u
+
+typedef struct shape {
+    uint32_t type, d, n_kv, group, pos, n_rows, window, chunk, sinks, softcap;
+} shape;
+
+static char no_gpu[128];
+static uint64_t state = 1;
+
+static float uniform(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(int32_t)(state >> 32) * 0x1p-31f;
+}
+
+static void ok(cudaError_t rc)
+{
+    if (rc != cudaSuccess) fail_msg("%s", cudaGetErrorString(rc));
+}
+
+static void *up(const void *src, size_t bytes)
+{
+    void *p = NULL;
+    ok(cudaMalloc(&p, bytes));
+    ok(cudaMemcpy(p, src, bytes, cudaMemcpyHostToDevice));
+    return p;
+}
+
+/* Codes of the cache: BF16 of numbers around 1, or E4M3 without NaN. */
+static uint8_t *random_cache(uint32_t type, size_t n)
+{
+    size_t elem = ks_type_bits(type) / 8;
+    uint8_t *host = malloc(n * elem);
+    assert_non_null(host);
+    for (size_t i = 0; i < n; i++) {
+        float f = uniform() * 2;
+        uint32_t u;
+        memcpy(&u, &f, 4);
+        uint16_t h = (uint16_t)(u >> 16);
+        if (type == KS_T_BF16)
+            memcpy(host + 2 * i, &h, 2);
+        else
+            host[i] = (uint8_t)((u >> 24 & 0x80u) | (uint32_t)(fabsf(f) * 30));
+    }
+    uint8_t *dev = up(host, n * elem);
+    free(host);
+    return dev;
+}
+
+typedef struct world {
+    shape s;
+    cu_attn a;
+    uint32_t pages[MAX_KEYS / PAGE_TOK];
+    float *out;
+} world;
+
+static void make(world *w, const shape *s)
+{
+    uint32_t heads = s->n_kv * s->group, n_pages = MAX_KEYS / PAGE_TOK, width = s->n_kv * s->d;
+    size_t q = (size_t)MAX_ROWS * heads * s->d, page = (size_t)PAGE_TOK * width * ks_type_bits(s->type) / 8;
+    float *host = malloc(q * sizeof *host), sinks[64];
+    assert_non_null(host);
+    w->s = *s;
+    for (size_t i = 0; i < q; i++) host[i] = uniform() * 2;
+    for (uint32_t i = 0; i < 64; i++) sinks[i] = uniform();
+    for (uint32_t i = 0; i < n_pages; i++) w->pages[i] = i * 5 % n_pages; /* 144: 5 is prime to it */
+    w->a = (cu_attn) { .n_heads = heads,
+                       .n_kv_heads = s->n_kv,
+                       .d_k = s->d,
+                       .d_v = s->d,
+                       .window = s->window,
+                       .chunk = s->chunk,
+                       .scale = 1.0f / sqrtf((float)s->d),
+                       .softcap = s->softcap ? 20.0f : 0,
+                       .pages = up(w->pages, sizeof w->pages),
+                       .q = { up(host, q * sizeof *host), (size_t)heads * s->d },
+                       .q_head = s->d,
+                       .o_head = s->d,
+                       .k = { random_cache(s->type, (size_t)MAX_KEYS * width), page, s->type, width, PAGE_TOK, 0 },
+                       .v = { random_cache(s->type, (size_t)MAX_KEYS * width), page, s->type, width, PAGE_TOK, 0 },
+                       .sinks = s->sinks ? up(sinks, sizeof sinks) : NULL };
+    w->a.o = (cu_reg) { up(host, q * sizeof *host), (size_t)heads * s->d };
+    ok(cudaMalloc((void **)&w->a.part, (size_t)MAX_ROWS * heads * 4 * (s->d + 2) * sizeof(float)));
+    w->out = host;
+}
+
+static void unmake(world *w)
+{
+    const void *p[] = { w->a.pages, w->a.q.p, w->a.o.p, w->a.k.p, w->a.v.p, w->a.sinks, w->a.part };
+    for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) ok(cudaFree((void *)(uintptr_t)p[i]));
+    free(w->out);
+}
+
+/* Rows [first, first + n) of the sequence, `rows` a block; results to `out` (n_rows, heads * d), from row `first` on.
+ */
+static void run(world *w, bool flash, uint32_t first, uint32_t n, uint32_t rows, bool spans, float *out)
+{
+    cu_tile tiles[MAX_ROWS];
+    cu_attn a = w->a;
+    cu_seq seq = { .row = 0, .n_rows = n, .pos = w->s.pos + first };
+    size_t width = (size_t)a.n_heads * a.d_v;
+    for (uint32_t r = 0; r < n; r += rows) tiles[a.n_tiles++] = (cu_tile) { 0, r, r + rows < n ? rows : n - r };
+    cu_tile *t = up(tiles, a.n_tiles * sizeof *tiles);
+    cu_seq *s = up(&seq, sizeof seq);
+    a.tiles = t;
+    a.seqs = s;
+    a.n_rows = n;
+    a.q.p += first * a.q.stride;
+    a.n_spans = spans ? (w->s.pos + first + n - 1) / 1024 + 1 : 0;
+    ok((cudaError_t)(flash ? cu_launch_flash(&a, NULL) : cu_launch_attn(&a, NULL)));
+    ok(cudaDeviceSynchronize());
+    ok(cudaMemcpy(out + first * width, a.o.p, n * width * sizeof *out, cudaMemcpyDeviceToHost));
+    ok(cudaFree(t));
+    ok(cudaFree(s));
+}
+
+static void one_shape(const shape *s)
+{
+    world w;
+    make(&w, s);
+    uint32_t queries = cu_flash_queries(s->type, s->group, s->d, s->d, 227 * 1024), rows = queries / s->group;
+    size_t n = (size_t)s->n_rows * w.a.n_heads * s->d;
+    float *want = calloc(n, sizeof *want), *one = calloc(n, sizeof *one), *other = calloc(n, sizeof *other);
+    assert_true(want && one && other && queries);
+    run(&w, false, 0, s->n_rows, 16 / s->group ? 16 / s->group : 1, false, want);
+    run(&w, true, 0, s->n_rows, rows, false, one);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double e = fabs((double)want[i] - (double)one[i]);
+        if (!(e <= worst)) worst = e;
+    }
+    print_message("  %s d %u group %u pos %u: off by %.2e\n", ks_type_name(s->type), s->d, s->group, s->pos, worst);
+    /* Values up to 2, scores of d products of up to 4 each, rounded at 2^-17. */
+    if (!(worst < 2e-4)) fail_msg("off by %g", worst);
+    run(&w, true, 0, s->n_rows, rows, true, other);
+    assert_memory_equal(one, other, n * sizeof *one); /* spans side by side */
+    run(&w, true, 0, s->n_rows, 1, false, other);
+    assert_memory_equal(one, other, n * sizeof *one); /* one row a block */
+    for (uint32_t r = 0; r < s->n_rows; r += 3)
+        run(&w, true, r, s->n_rows - r < 3 ? s->n_rows - r : 3, rows, r % 2, other);
+    assert_memory_equal(one, other, n * sizeof *one); /* in pieces of three rows */
+    free(want);
+    free(one);
+    free(other);
+    unmake(&w);
+}
+
+static void tensor_cores_give_the_plain_result_and_the_same_bits_in_any_company(void **st)
+{
+    static const shape shapes[] = {
+        { KS_T_BF16, 64, 2, 4, 0, 33, 0, 0, 0, 0 },       { KS_T_BF16, 128, 2, 8, 0, 40, 0, 0, 0, 0 },
+        { KS_T_BF16, 128, 1, 8, 1010, 40, 0, 0, 1, 0 },   { KS_T_BF16, 128, 4, 1, 2200, 17, 0, 0, 0, 1 },
+        { KS_T_BF16, 256, 2, 8, 1000, 30, 0, 0, 0, 0 },   { KS_T_BF16, 64, 2, 8, 1500, 37, 128, 0, 1, 0 },
+        { KS_T_BF16, 128, 2, 5, 1020, 9, 0, 512, 0, 0 },  { KS_T_BF16, 64, 1, 16, 2240, 40, 700, 0, 0, 0 },
+        { KS_T_F8E4M3, 128, 4, 8, 1000, 40, 0, 0, 0, 0 }, { KS_T_F8E4M3, 64, 2, 8, 50, 40, 100, 0, 1, 0 },
+        { KS_T_F8E4M3, 256, 1, 8, 2000, 5, 0, 0, 0, 0 },
+    };
+    (void)st;
+    if (no_gpu[0]) skip();
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) one_shape(&shapes[i]);
+}
+
+static void shapes_that_it_does_not_fit_are_told(void **st)
+{
+    (void)st;
+    assert_int_equal(cu_flash_queries(KS_T_F32, 8, 128, 128, 227 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 17, 128, 128, 227 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 576, 512, 227 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 96, 96, 227 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 128, 128, 48 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 128, 128, 99 * 1024), 64);
+}
+
+static int set_up(void **st)
+{
+    int n = 0;
+    cudaError_t rc = cudaGetDeviceCount(&n);
+    (void)st;
+    if (rc == cudaSuccess && n == 0) rc = cudaErrorNoDevice;
+    if (rc != cudaSuccess) (void)snprintf(no_gpu, sizeof no_gpu, "%s", cudaGetErrorString(rc));
+    if (no_gpu[0]) print_message("what needs a GPU is skipped: %s\n", no_gpu);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tensor_cores_give_the_plain_result_and_the_same_bits_in_any_company),
+        cmocka_unit_test(shapes_that_it_does_not_fit_are_told),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
