@@ -27,6 +27,7 @@
 /* The operations that are not here come from the next best plugin: the host merges row by row. */
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_avx512", .fn = quant_avx512 },
+    { .op = KS_K_GLU, .xtype = KS_T_F32, .name = "glu_avx512", .fn = glu_avx512 },
     MATMUL(I4, Q8, matmul_i4_avx512, MATMUL_INT_SCRATCH_BYTES),
     MATMUL(I8, Q8, matmul_i8_avx512, MATMUL_INT_SCRATCH_BYTES),
     MATMUL(MXFP4, Q8, matmul_mxfp4_avx512, MATMUL_INT_SCRATCH_BYTES),

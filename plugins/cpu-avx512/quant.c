@@ -30,6 +30,16 @@ KS_INLINE __m512i quant_16(__m512 v, __m512 inv, int8_t *q)
     return i;
 }
 
+/* The sums of four vectors, together: each alone would take as many steps. */
+KS_INLINE __m128i sums_of_4(const __m512i v[4])
+{
+    __m256i h[4];
+    for (uint32_t i = 0; i < 4; i++)
+        h[i] = _mm256_add_epi32(_mm512_castsi512_si256(v[i]), _mm512_extracti64x4_epi64(v[i], 1));
+    h[0] = _mm256_hadd_epi32(_mm256_hadd_epi32(h[0], h[1]), _mm256_hadd_epi32(h[2], h[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(h[0]), _mm256_extracti128_si256(h[0], 1));
+}
+
 static void quant_block(const float *x, uint32_t n, int8_t *q, float *ret_scale, int32_t *ret_sum)
 {
     float amax;
@@ -42,12 +52,16 @@ static void quant_block(const float *x, uint32_t n, int8_t *q, float *ret_scale,
         memset(ret_sum, 0, (n + 31) / 32 * sizeof *ret_sum);
         return;
     }
+    __m512i part[4] = { _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                        _mm512_setzero_si512() };
     for (uint32_t k = 0; k < n; k += 32) {
         __m512i lo = quant_16(load_16(x + k, n - k), _mm512_set1_ps(inv), q + k);
         __m512 v = n - k > 16 ? load_16(x + k + 16, n - k - 16) : _mm512_setzero_ps();
-        __m512i hi = quant_16(v, _mm512_set1_ps(inv), q + k + 16);
-        ret_sum[k / 32] = _mm512_reduce_add_epi32(_mm512_add_epi32(lo, hi));
+        part[k / 32] = _mm512_add_epi32(lo, quant_16(v, _mm512_set1_ps(inv), q + k + 16));
     }
+    int32_t sums[4];
+    _mm_storeu_si128((__m128i *)sums, sums_of_4(part));
+    memcpy(ret_sum, sums, (n + 31) / 32 * sizeof *ret_sum);
 }
 
 void quant_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch)

@@ -5,6 +5,7 @@
 #include <krasis/kernels.h>
 
 void quant_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void glu_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i4_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i8_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_mxfp4_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
