@@ -17,8 +17,9 @@
 #define NAME_MAX_BYTES 512u
 #define BELL_BITS 12u
 #define BELL_N (1u << BELL_BITS)
-#define BELLS_MAX 256u /* different pairs of mean and deviation; a model needs about ten */
-#define PIECE 512u     /* elements made at once, a multiple of 4 */
+#define BELLS_MAX 256u       /* different pairs of mean and deviation; a model needs about ten */
+#define RANKS_MAX (1u << 22) /* of all routers; a thousand layers of 512 experts have an eighth */
+#define PIECE 512u           /* elements made at once, a multiple of 4 */
 
 /* The quantiles of one normal distribution: a number is one of them, drawn evenly. */
 typedef struct bell {
@@ -41,8 +42,8 @@ struct ks_synth {
     size_t n, cap;
     bell *bells[BELLS_MAX];
     uint32_t n_bells;
-    float unit[BELL_N]; /* quantiles of the standard normal distribution */
-    uint64_t seed;
+    float unit[BELL_N]; /* quantiles of the standard normal distribution, from the first bell on */
+    uint64_t seed, n_ranks;
 };
 
 /* ---- writing */
@@ -224,6 +225,7 @@ static int find_bell(ks_synth *s, item *it, ks_err *err)
     if (it->bell) return 0;
     if (s->n_bells == BELLS_MAX)
         return ks_fail(err, KS_E_LIMIT, "'%s' has more than %u pairs of mean and std", s->path, BELLS_MAX);
+    if (!s->n_bells) make_unit(s->unit);
     bell *b = malloc(sizeof *b);
     if (!b) return ks_fail(err, KS_E_NOMEM, "'%s': out of memory", s->path);
     b->mean = t->mean;
@@ -244,9 +246,12 @@ static int by_key(const void *a, const void *b)
     return (x->key > y->key) - (x->key < y->key);
 }
 
-static int draw_ranks(const ks_synth *s, item *it, ks_err *err)
+static int draw_ranks(ks_synth *s, item *it, ks_err *err)
 {
     uint64_t state = ~it->seed;
+    s->n_ranks += it->rows;
+    if (s->n_ranks > RANKS_MAX)
+        return ks_fail(err, KS_E_LIMIT, "'%s' has more than %u rows with a zipf", s->path, RANKS_MAX);
     lot *lots = ks_calloc(it->rows, sizeof *lots);
     it->rank = ks_calloc(it->rows, sizeof *it->rank);
     for (uint32_t r = 0; lots && r < it->rows; r++) lots[r] = (lot) { ks_splitmix64(&state), r };
@@ -319,7 +324,6 @@ int ks_synth_parse(const char *path, const char *text, size_t n, ks_synth **ret,
     }
     int rc = s && s->path && s->names ? 0 : ks_fail(err, KS_E_NOMEM, "'%s': out of memory", path);
     if (!rc) {
-        make_unit(s->unit);
         ks_json_init(&j, text, n, 8);
         rc = read_all(s, &j, err);
     }
