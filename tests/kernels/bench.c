@@ -72,8 +72,11 @@ size_t bench_share(const bench *b)
 const ks_kernel *bench_row(const bench *b, uint32_t op, uint32_t index)
 {
     const ks_kernels_iface *k = b->plugin->iface;
-    for (uint32_t i = 0; i < k->n_kernels; i++)
-        if (k->kernels[i].op == op && !(k->kernels[i].cpu_required & ~b->cpu) && !index--) return &k->kernels[i];
+    for (uint32_t i = 0; i < k->n_kernels; i++) {
+        const void *at = (const uint8_t *)k->kernels + (size_t)i * k->kernel_size;
+        const ks_kernel *row = at;
+        if (row->op == op && !(row->cpu_required & ~b->cpu) && !index--) return row;
+    }
     return NULL;
 }
 
