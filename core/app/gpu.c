@@ -83,6 +83,7 @@ static int use_gpu(ks_app *a, ks_engine_opts *o, ks_plugin_entry *p, ks_err *err
                                 .main_self = p->self,
                                 .rest_self = &a->cpu,
                                 .main_index = gpu[0].index,
+                                .share = strcmp(ks_config_str(a->config, "device"), "cuda") != 0,
                                 .main_budget = budget };
     o->device = &ks_split_device_iface;
     o->device_self = &a->split;

@@ -234,23 +234,29 @@ static void run_ffn(struct ffn_job *j)
     ks__dev_fork(d, ks_t16_strips(j->down->n_out), ks__dev_grain(strip, n_pairs), output_strips, j);
 }
 
-/* Counting sort of the batch's pairs by expert, stable: a row's pairs keep their order. */
+/* Counting sort of the batch's pairs by expert, stable: a row's pairs keep their order. Expert -1: another device has
+ * that pair. */
 static void sort_pairs(ks_cpu_dev *d, const ks_op *op, struct ffn_job *j)
 {
     const struct dev_reg *route = &d->regs[op->in[1]];
-    uint32_t n = d->batch->n_rows, k = op->u.mlp.k, e = op->u.mlp.n_experts, *begin = d->expert_begin;
+    uint32_t n = d->batch->n_rows, k = op->u.mlp.k, e = op->u.mlp.n_experts, *begin = d->expert_begin, all;
     memset(begin, 0, (e + 1) * sizeof *begin);
     for (uint32_t r = 0; r < n; r++)
-        for (uint32_t s = 0; s < k; s++) begin[((const int32_t *)route->p)[2 * (r * route->stride + s)] + 1]++;
+        for (uint32_t s = 0; s < k; s++) {
+            int32_t expert = ((const int32_t *)route->p)[2 * (r * route->stride + s)];
+            if (expert >= 0) begin[expert + 1]++;
+        }
     j->n_active = 0;
     for (uint32_t i = 0; i < e; i++) {
         if (op->layer < d->g->n_layers) d->heat[(size_t)op->layer * d->g->n_experts + i] += begin[i + 1];
         if (begin[i + 1]) d->active[j->n_active++] = i;
         begin[i + 1] += begin[i];
     }
+    all = begin[e];
     for (uint32_t r = n; r-- > 0;) {
         for (uint32_t s = k; s-- > 0;) {
             size_t at = 2 * (r * route->stride + s);
+            if (((const int32_t *)route->p)[at] < 0) continue;
             uint32_t p = --begin[((const int32_t *)route->p)[at] + 1];
             d->pair_row[p] = r;
             d->pair_weight[p] = ((const float *)route->p)[at + 1];
@@ -258,8 +264,8 @@ static void sort_pairs(ks_cpu_dev *d, const ks_op *op, struct ffn_job *j)
     }
     /* Filling from the back moved each expert's end to its begin, one place up. */
     memmove(begin, begin + 1, e * sizeof *begin);
-    begin[e] = n * k;
-    atomic_fetch_add_explicit(&d->pairs, (uint64_t)n * k, memory_order_relaxed);
+    begin[e] = all;
+    atomic_fetch_add_explicit(&d->pairs, (uint64_t)all, memory_order_relaxed);
 }
 
 int ks__op_experts(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)

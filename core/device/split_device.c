@@ -17,11 +17,15 @@ struct split_dev {
     const ks_device_iface *iface[2];
     void *dev[2];
     const ks_graph *g;
-    bool uses_rest;
+    bool uses_rest; /* rest has ops of its own, or shares experts */
+    bool share;
     uint8_t *where, *last; /* (n_ops) device of each op; (n_regs) the device that writes it last */
     struct move *moves;
     uint32_t n_moves, cap_moves;
     uint8_t *buffer; /* of a register on its way */
+    /* While main runs an EXPERTS op. */
+    const ks_batch *batch;
+    ks_err cold_err; /* code 0: none; the callback has no way to say it */
 };
 
 /* ---- plan: which registers must move where */
@@ -84,6 +88,30 @@ static int plan_op(struct planner *p, uint32_t i, ks_err *err)
     return rc;
 }
 
+/* ---- experts that main does not hold. The rest's own registers carry input, route and result: at an EXPERTS op of
+ * main nobody else needs them there, and what lives across a cut is moved after it. [engine] */
+
+static void run_cold(void *ctx, uint32_t op, uint32_t n_rows, const float *x, const int32_t *ids, const float *weights,
+                     const uint8_t *keep, float *y)
+{
+    struct split_dev *d = ctx;
+    const ks_op *o = &d->g->ops[op];
+    struct {
+        int32_t expert;
+        float weight;
+    } *route = (void *)d->buffer;
+    ks_err *err = &d->cold_err;
+    for (size_t i = 0; i < (size_t)n_rows * o->u.mlp.k; i++) {
+        route[i].expert = keep[i] ? ids[i] : -1;
+        route[i].weight = weights[i];
+    }
+    int rc = d->iface[REST]->put(d->dev[REST], (uint32_t)o->in[0], n_rows, x, err);
+    if (!rc) rc = d->iface[REST]->put(d->dev[REST], (uint32_t)o->in[1], n_rows, route, err);
+    if (!rc) rc = d->iface[REST]->run(d->dev[REST], d->batch, op, op + 1, err);
+    if (!rc) rc = d->iface[REST]->get(d->dev[REST], (uint32_t)o->out[0], n_rows, y, err);
+    d->cold_err.code = rc;
+}
+
 static size_t row_bytes(const ks_reg *r)
 {
     uint32_t kind = r->kind & 0xffu;
@@ -103,6 +131,10 @@ static int plan_moves(struct split_dev *d, const ks_bind *b, ks_err *err)
             rc = ks_fail(err, KS_E_NOMEM, "a register of %u columns is too large to move", r->width);
         else
             most = KS_MAX(most, bytes);
+    }
+    for (uint32_t i = b->op_begin; i < b->op_end && !rc; i++) { /* the callback's routes */
+        const ks_op *op = &b->graph->ops[i];
+        if (op->kind == KS_OP_EXPERTS) most = KS_MAX(most, row_bytes(&b->graph->regs[op->in[1]]) * b->max_rows);
     }
     free(p.valid);
     if (!rc && !(d->buffer = malloc(most ? most : 1)))
@@ -159,6 +191,7 @@ static void say(const struct split_dev *d)
     uint32_t ops, moves, kinds;
     char list[256] = "";
     ks_split_counts(d, &ops, &moves, &kinds);
+    if (ops == 0) return;
     for (uint32_t k = 0; k < KS_COUNT(names); k++)
         if (names[k] && kinds >> k & 1u)
             (void)snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", *list ? ", " : "", names[k]);
@@ -171,11 +204,17 @@ static int split_bind(void *dev, const ks_bind *b, ks_err *err)
     struct split_dev *d = dev;
     unbind(d);
     d->g = b->graph;
+    ks_bind bm = *b;
     int rc = choose(d, b, err);
+    if (d->share && b->graph->n_experts) {
+        d->uses_rest = true;
+        bm.cold = run_cold;
+        bm.cold_ctx = d;
+    }
     if (!rc) rc = plan_moves(d, b, err);
-    if (!rc) rc = d->iface[MAIN]->bind(d->dev[MAIN], b, err);
+    if (!rc) rc = d->iface[MAIN]->bind(d->dev[MAIN], &bm, err);
     if (!rc && d->uses_rest) rc = d->iface[REST]->bind(d->dev[REST], b, err);
-    if (!rc && d->uses_rest) say(d);
+    if (!rc) say(d);
     if (rc) unbind(d);
     return rc;
 }
@@ -197,13 +236,17 @@ static int split_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t o
         return ks_fail(err, KS_E_INVAL, "ops %u to %u are not among %u", op_begin, op_end, d->g->n_ops);
     uint32_t m = 0;
     int rc = 0;
+    d->batch = b;
+    d->cold_err.code = 0;
     while (m < d->n_moves && d->moves[m].op < op_begin) m++;
     for (uint32_t i = op_begin, j; i < op_end && !rc; i = j) {
         for (; m < d->n_moves && d->moves[m].op == i && !rc; m++) rc = move_reg(d, &d->moves[m], b, err);
         for (j = i + 1; j < op_end && d->where[j] == d->where[i]; j++)
             if (m < d->n_moves && d->moves[m].op == j) break;
         if (!rc) rc = d->iface[d->where[i]]->run(d->dev[d->where[i]], b, i, j, err);
+        if (!rc && d->cold_err.code) rc = ks_fail(err, d->cold_err.code, "%s", d->cold_err.msg);
     }
+    d->batch = NULL;
     return rc;
 }
 
@@ -235,6 +278,7 @@ static int split_open(void *self, uint32_t index, uint64_t budget_bytes, void **
     if (!d) return ks_fail(err, KS_E_NOMEM, "out of memory for two devices");
     d->iface[MAIN] = c->main;
     d->iface[REST] = c->rest;
+    d->share = c->share != 0;
     int rc = c->main->open(c->main_self, c->main_index, c->main_budget, &d->dev[MAIN], err);
     if (!rc) rc = c->rest->open(c->rest_self, 0, 0, &d->dev[REST], err);
     if (rc)

@@ -1,6 +1,8 @@
 /* Two devices as one: ops that `main` can lower run there, the others on `rest`; registers that live across a cut are
  * moved between them. Cuts and moves are planned once, by bind. Bits are those of the device that runs an op.
  *
+ * With `share`, main may also hand single experts of an EXPERTS op to the rest: those whose weights it does not hold.
+ *
  * State (KV pages, recurrent slots) belongs to an op, so each device keeps that of its own ops. */
 #ifndef KS_DEVICE_SPLIT_DEVICE_H
 #define KS_DEVICE_SPLIT_DEVICE_H
@@ -11,7 +13,8 @@
 typedef struct ks_split_ctx {
     const ks_device_iface *main, *rest;
     void *main_self, *rest_self;
-    uint32_t main_index, _pad;
+    uint32_t main_index;
+    uint32_t share;       /* not 0: `rest` computes the experts that `main` hands back through ks_bind.cold */
     uint64_t main_budget; /* bytes, 0: what is free */
 } ks_split_ctx;
 

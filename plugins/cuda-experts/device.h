@@ -19,8 +19,9 @@ typedef struct cu_plugin {
 } cu_plugin;
 
 typedef struct cu_options {
-    int64_t resident; /* most experts that stay, -1: all that fit */
-    int64_t ring;     /* places for experts on their way, 0: about 512 MB */
+    int64_t resident;  /* most experts that stay, -1: all that fit */
+    int64_t ring;      /* places for experts on their way, 0: about 512 MB */
+    int64_t cold_rows; /* most rows of a step whose other experts the host computes */
 } cu_options;
 
 struct cu_block { /* one allocation */
@@ -85,6 +86,12 @@ typedef struct cu_experts {
     cudaEvent_t placed;                /* all copies of the last place() */
     void **registered;                 /* host memory pinned for DMA */
     uint32_t n_registered;
+    /* of rows whose cold experts the host computes; pinned */
+    float *cold_x, *cold_y, *cold_weights;
+    int32_t *cold_ids;
+    uint8_t *cold_keep; /* plain */
+    void *cold_route;
+    float *cold_sum; /* on the device */
     /* of the op that runs */
     uint32_t *begin, *begin_host, *pair_row, *slot_pair; /* host: pinned */
     float *pair_weight, *gate_up, *hidden, *out;

@@ -127,6 +127,29 @@ static int pin_banks(cu_dev *d, ks_err *err)
     return 0;
 }
 
+static int alloc_cold(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    size_t in = 0, out = 0, pairs = 0, rows = cu_min(d->bind.max_rows, (uint32_t)d->opts->cold_rows);
+    if (!d->bind.cold || !rows) return 0;
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        const ks_op *op = cu_op(d->g, x->banks[i].op);
+        size_t width = cu_greg(d->g, (uint32_t)op->in[0])->width, y = cu_gweight(d->g, op->w[1])->n_out;
+        in = width > in ? width : in;
+        out = y > out ? y : out;
+        pairs = op->u.mlp.k > pairs ? op->u.mlp.k : pairs;
+    }
+    if (!(x->cold_x = cu_alloc_pinned(d, rows * in, sizeof(float), "experts of the host", err)) ||
+        !(x->cold_y = cu_alloc_pinned(d, rows * out, sizeof(float), "experts of the host", err)) ||
+        !(x->cold_route = cu_alloc_pinned(d, rows * pairs, 8, "experts of the host", err)) ||
+        !(x->cold_weights = cu_alloc_host(d, rows * pairs, sizeof(float), "experts of the host", err)) ||
+        !(x->cold_ids = cu_alloc_host(d, rows * pairs, sizeof(int32_t), "experts of the host", err)) ||
+        !(x->cold_keep = cu_alloc_host(d, rows * pairs, 1, "experts of the host", err)) ||
+        !(x->cold_sum = cu_alloc(d, rows * out, sizeof(float), "experts of the host", err)))
+        return KS_E_NOMEM;
+    return 0;
+}
+
 static int alloc_ring(cu_dev *d, uint32_t n, ks_err *err)
 {
     cu_experts *x = &d->ex;
@@ -235,7 +258,8 @@ int cu_experts_bind(cu_dev *d, ks_err *err)
     if ((rc = cu_check(d, cudaEventCreateWithFlags(&x->placed, cudaEventDisableTiming), "an event", err))) return rc;
     for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++)
         if (d->mine[i] && cu_op(d->g, i)->kind == KS_OP_EXPERTS && (rc = add_bank(d, i, err))) return rc;
-    if ((rc = alloc_work(d, err)) || (rc = pin_banks(d, err)) || (rc = alloc_slots(d, err)) ||
+    if ((rc = alloc_work(d, err)) || (rc = alloc_cold(d, err)) || (rc = pin_banks(d, err)) ||
+        (rc = alloc_slots(d, err)) ||
         (rc = cu_check(d, cudaStreamSynchronize(d->compute), "clearing memory", err)) || /* before copies into it */
         (rc = place_evenly(d, err)) || (rc = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", err)))
         return rc;
@@ -256,6 +280,9 @@ void cu_experts_unbind(cu_dev *d)
     free(x->slots);
     free(x->ring);
     free(x->registered);
+    free(x->cold_weights);
+    free(x->cold_ids);
+    free(x->cold_keep);
     *x = (cu_experts) { 0 };
 }
 
@@ -576,6 +603,102 @@ static int run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
     return rc;
 }
 
+/* ---- shared with the host: few rows, whose cold experts its cores compute while the device has the hot ones */
+
+/* Input and routes to the host; keep: the pairs that are its. */
+static int fetch_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_reg *in = &d->regs[op->in[0]], *route = &d->regs[op->in[1]];
+    uint32_t n = d->batch->n_rows, k = op->u.mlp.k;
+    size_t row = (size_t)in->width * sizeof(float), pairs = (size_t)k * 8;
+    int rc = cu_check(d,
+                      cudaMemcpy2DAsync(x->cold_x, row, in->r.p, in->r.stride * sizeof(float), row, n,
+                                        cudaMemcpyDeviceToHost, d->compute),
+                      "rows for the host's experts", err);
+    if (!rc)
+        rc = cu_check(d,
+                      cudaMemcpy2DAsync(x->cold_route, pairs, route->r.p, route->r.stride * 8, pairs, n,
+                                        cudaMemcpyDeviceToHost, d->compute),
+                      "rows for the host's experts", err);
+    if (!rc)
+        rc = cu_check(d,
+                      cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
+                                      cudaMemcpyDeviceToHost, d->compute),
+                      "routed pairs", err);
+    if (!rc) rc = cu_check(d, cudaStreamSynchronize(d->compute), "rows for the host's experts", err);
+    atomic_fetch_add_explicit(&d->bytes_out, n * (row + pairs), memory_order_relaxed);
+    for (size_t i = 0; i < (size_t)n * k && !rc; i++) {
+        memcpy(&x->cold_ids[i], (const uint8_t *)x->cold_route + i * 8, 4);
+        memcpy(&x->cold_weights[i], (const uint8_t *)x->cold_route + i * 8 + 4, 4);
+        x->cold_keep[i] = !b->where[x->cold_ids[i]];
+    }
+    return rc;
+}
+
+/* The hot experts' products; the places of the others in the sum hold zeros. */
+static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint64_t *ret_cold, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t n_pairs = d->batch->n_rows * op->u.mlp.k;
+    size_t out = (size_t)n_pairs * cu_gweight(d->g, op->w[1])->n_out;
+    struct job j = { .op = op, .bank = b, .refs = x->refs, .n_pairs = n_pairs };
+    uint64_t hot = 0;
+    for (uint32_t e = 0; e < b->n_experts; e++) {
+        uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
+        if (!n || !b->where[e]) continue;
+        x->refs_host[j.n_mat++] = (cu_ref) { b->where[e], e, x->begin_host[e], n, 0 };
+        j.n_rows = cu_max(j.n_rows, n);
+        hot += n;
+    }
+    *ret_cold = n_pairs - hot;
+    atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->cold, *ret_cold, memory_order_relaxed);
+    int rc = cu_check(d, cudaMemsetAsync(x->out, 0, out * sizeof(float), d->compute), "the experts' sums", err);
+    if (rc || !j.n_mat) return rc;
+    rc = cu_check(d,
+                  cudaMemcpyAsync(x->refs, x->refs_host, j.n_mat * sizeof *x->refs, cudaMemcpyHostToDevice, d->compute),
+                  "routed pairs", err);
+    if (!rc) products(d, &j);
+    return rc;
+}
+
+static void combine(cu_dev *d, const ks_op *op)
+{
+    cu_experts *x = &d->ex;
+    cu_combine c = { .n_rows = d->batch->n_rows,
+                     .k = op->u.mlp.k,
+                     .n_cols = cu_gweight(d->g, op->w[1])->n_out,
+                     .n = d->batch->n_rows * op->u.mlp.k,
+                     .clear = 1,
+                     .slot_pair = x->slot_pair,
+                     .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
+                     .x = x->out,
+                     .y = d->regs[op->out[0]].r };
+    cu_launch_combine(&c, d->compute);
+}
+
+/* A row's sum: the hot experts in ascending order, plus the sum of the cold ones in ascending order. */
+static int run_shared(cu_dev *d, const ks_op *op, uint32_t index, const struct dev_bank *b, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    uint32_t n = d->batch->n_rows, cols = cu_gweight(d->g, op->w[1])->n_out;
+    uint64_t cold = 0;
+    int rc = fetch_cold(d, op, b, err);
+    if (!rc) rc = launch_hot(d, op, b, &cold, err);
+    if (rc) return rc;
+    combine(d, op);
+    if (!cold) return 0;
+    d->bind.cold(d->bind.cold_ctx, index, n, x->cold_x, x->cold_ids, x->cold_weights, x->cold_keep, x->cold_y);
+    size_t bytes = (size_t)n * cols * sizeof(float);
+    atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
+    rc = cu_check(d, cudaMemcpyAsync(x->cold_sum, x->cold_y, bytes, cudaMemcpyHostToDevice, d->compute),
+                  "results of the host's experts", err);
+    cu_reg y = d->regs[op->out[0]].r, s = { x->cold_sum, cols };
+    if (!rc) cu_launch_add(y, s, y, NULL, 1, 1, n, cols, d->compute);
+    return rc;
+}
+
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
 {
     cu_experts *x = &d->ex;
@@ -599,18 +722,10 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
     if (b->n_resident == b->n_experts)
         run_resident(d, op, b);
+    else if (x->cold_x && n <= (uint32_t)d->opts->cold_rows)
+        return run_shared(d, op, index, b, err);
     else
         rc = run_streamed(d, op, bank, err);
-    if (rc) return rc;
-    cu_combine c = { .n_rows = n,
-                     .k = k,
-                     .n_cols = cu_gweight(d->g, op->w[1])->n_out,
-                     .n = n * k,
-                     .clear = 1,
-                     .slot_pair = x->slot_pair,
-                     .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
-                     .x = x->out,
-                     .y = d->regs[op->out[0]].r };
-    cu_launch_combine(&c, d->compute);
-    return 0;
+    if (!rc) combine(d, op);
+    return rc;
 }
