@@ -6,6 +6,11 @@
  * limit is 32,767. We use eight (32 columns) and four (16 columns). The offset is taken back once a group
  * with the sums that come with the activations: dot(u - c, q) = dot(u, q) - c * sum(q).
  *
+ * One row starts its sums of 16 bits from what the offset will have added, for 64 columns of I4, 32 of MXFP4. On the
+ * way they may wrap around; at the end they hold the true sum, at most 16 * 2 * 8 * 127 = 32,512 or 8 * 2 * 12 * 127 =
+ * 24,384. It goes through two strips at once: what depends on the row only is done once, and two streams come from
+ * memory.
+ *
  * Up to 2 rows: nibbles are unpacked in registers while they stream from memory. More: a block of 512 columns
  * of a strip is unpacked once into scratch (8 KiB, stays in L1) and used by up to 64 rows in tiles of 4. */
 #include "weights.h"
