@@ -15,9 +15,11 @@ uint32_t fx_page(uint32_t slot, uint32_t logical)
 
 static ks_plugin_setting gpu_settings[2];
 static uint32_t n_gpu_settings;
+static bool gpu_shares;
 
-void fx_gpu_settings(const char *resident, const char *ring)
+void fx_gpu_settings(const char *resident, const char *ring, bool share)
 {
+    gpu_shares = share;
     n_gpu_settings = 0;
     if (resident) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "resident", resident, "test" };
     if (ring) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "ring", ring, "test" };
@@ -32,7 +34,12 @@ int fx_choose_gpu(fixture *f, ks_err *err)
     int rc = ks_registry_choose(f->registry, KS_KIND_DEVICE, "cuda-experts", err);
     if (rc || (rc = ks_registry_start(f->registry, p, err))) return rc;
     split = (ks_split_ctx) {
-        .main = p->desc.iface, .main_self = p->self, .rest = &ks_cpu_device_iface, .rest_self = &f->cpu
+
+        .main = p->desc.iface,
+        .main_self = p->self,
+        .rest = &ks_cpu_device_iface,
+        .rest_self = &f->cpu,
+        .share = gpu_shares
     };
     f->iface = &ks_split_device_iface;
     f->device_self = &split;

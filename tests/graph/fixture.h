@@ -39,8 +39,9 @@ void fx_use_device(int (*choose)(fixture *f, ks_err *err));
 /* For fx_use_device: plugin cuda-experts, with the CPU for what it cannot run. KS_E_NOTFOUND with the reason where
  * there is none. */
 int fx_choose_gpu(fixture *f, ks_err *err);
-/* Settings of that plugin for the next fx_open: "resident" and "ring"; NULL: its defaults. */
-void fx_gpu_settings(const char *resident, const char *ring);
+/* Settings of that plugin for the next fx_open: "resident" and "ring"; NULL: its defaults. share: the CPU computes the
+ * experts that are not resident. */
+void fx_gpu_settings(const char *resident, const char *ring, bool share);
 /* Logits of every row go to `logits` (rows, n_vocab), hidden states to `taps` (n_taps, rows, d) or nowhere. A slot's
  * pages are its own, scattered. */
 int fx_step(fixture *f, const fx_seq *seqs, uint32_t n_seqs, float *logits, float *taps, ks_err *err);

@@ -180,7 +180,7 @@ static void residency(golden_run *r)
     for (size_t i = 0; i < KS_COUNT(ways); i++) {
         fixture f;
         char what[64];
-        fx_gpu_settings(ways[i][0], ways[i][1]);
+        fx_gpu_settings(ways[i][0], ways[i][1], false);
         must(fx_open(&f, r->dir, kernel_set, 1, KS_T_F32, NULL, &err), &err);
         run_pieces(r, &f, 0, r->g.ids, r->g.n_tok, r->g.n_tok, r->got);
         (void)snprintf(what, sizeof what, "%s resident experts", ways[i][0]);
@@ -189,7 +189,14 @@ static void residency(golden_run *r)
         same_bits(r, r->got, r->g.n_tok, "one row at a time, with few resident experts");
         fx_close(&f);
     }
-    fx_gpu_settings(NULL, NULL);
+    fixture f;
+    fx_gpu_settings("5", NULL, true);
+    must(fx_open(&f, r->dir, kernel_set, 1, KS_T_F32, NULL, &err), &err);
+    fx_gpu_settings(NULL, NULL, false);
+    run_pieces(r, &f, 0, r->g.ids, r->g.n_tok, 1, r->got);
+    fx_close(&f);
+    double d = max_diff(r->got, r->g.logits, (size_t)r->g.n_tok * r->g.n_vocab);
+    if (!(d <= LOGIT_LIMIT)) fail_msg("with cold experts on the CPU logits differ by %g", d);
 }
 
 static void test_folder(void **state)
