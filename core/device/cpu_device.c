@@ -105,11 +105,17 @@ static int plan_matmul(const ks_cpu_dev *d, const ks_weight *w, const ks_kernel 
 
 static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, struct dev_op *ret, ks_err *err)
 {
+    const ks_weight *w;
     int rc;
     if (!ks__dev_knows(op->kind)) return ks_fail(err, KS_E_UNSUPPORTED, "the CPU device does not know op %u", op->kind);
     switch (op->kind) {
     case KS_OP_LINEAR: return plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err);
-    case KS_OP_MLA: return plan_matmul(d, &g->weights[op->w[1]], &ret->kernel[0], &ret->quantized, err);
+    case KS_OP_MLA:
+        w = &g->weights[op->w[0]];
+        if (!(ret->kernel[1] =
+                  find_kernel(d, KS_K_MATMUL_T, w->type, KS_T_F32, w->layout, "transposed matrix products", err)))
+            return KS_E_UNSUPPORTED;
+        return plan_matmul(d, &g->weights[op->w[1]], &ret->kernel[0], &ret->quantized, err);
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
         if ((rc = plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err))) return rc;
@@ -214,7 +220,6 @@ static void need_mla(const ks_op *op, const struct dev_op *p, struct needs *n)
     n->span = KS_MAX(n->span, op->u.mla.n_heads * (ks_align_up(latent, 16) + 16));
     n->mla_q = KS_MAX(n->mla_q, rows * (latent + op->u.mla.d_rope));
     n->mla_o = KS_MAX(n->mla_o, rows * latent);
-    n->scratch = KS_MAX(n->scratch, sizeof(float) * op->u.mla.d_nope * ks_t16_n_in(op->u.mla.d_latent));
     if (!p->quantized) return;
     n->mla_rows = KS_MAX(n->mla_rows, rows);
     n->mla_latent = KS_MAX(n->mla_latent, op->u.mla.d_latent);

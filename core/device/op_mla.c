@@ -6,7 +6,6 @@
 #include "device/cpu_impl.h"
 
 #include "base/base.h"
-#include "base/num.h"
 
 struct mla_job {
     ks_cpu_dev *d;
@@ -15,76 +14,35 @@ struct mla_job {
     uint32_t row, n_rows; /* of the tile */
 };
 
-/* ---- a T16 matrix as plain rows */
+/* Columns of the latent row that a task makes of q: a unit of MATMUL_T. */
+#define ABSORB_COLUMNS 128u
 
-static float scale_of(const ks_weight *w, const uint8_t *scales, uint32_t group, uint32_t i)
+static uint32_t absorb_units(const ks_op *op)
 {
-    if (w->type == KS_T_MXFP4) return ks_e8m0_to_f32(scales[(size_t)group * 16 + i]);
-    uint16_t h;
-    memcpy(&h, scales + ((size_t)group * 16 + i) * 2, 2);
-    return ks_bf16_to_f32(h);
+    return (op->u.mla.d_latent + ABSORB_COLUMNS - 1) / ABSORB_COLUMNS;
 }
 
-/* The 32 / bits values of one dword. */
-static void decode_dword(uint32_t type, const uint8_t *dword, float scale, float *out)
-{
-    uint16_t h[2];
-    switch (type) {
-    case KS_T_F32: memcpy(out, dword, 4); break;
-    case KS_T_BF16:
-        memcpy(h, dword, sizeof h);
-        out[0] = ks_bf16_to_f32(h[0]);
-        out[1] = ks_bf16_to_f32(h[1]);
-        break;
-    case KS_T_I8:
-        for (uint32_t j = 0; j < 4; j++) out[j] = scale * (float)(int8_t)dword[j];
-        break;
-    case KS_T_I4:
-        for (uint32_t j = 0; j < 8; j++) out[j] = scale * ((float)(dword[j % 4] >> (j & 4) & 15) - 8.0f);
-        break;
-    default: /* MXFP4 */
-        for (uint32_t j = 0; j < 8; j++) out[j] = scale * ks_e2m1_to_f32(dword[j % 4] >> (j & 4) & 15);
-        break;
-    }
-}
-
-/* out: (n_out, stride), stride being n_in padded to whole dwords. */
-static void decode(const ks_weight *w, uint32_t mat, float *out, uint32_t stride)
-{
-    ks_matmul_args m = ks__dev_matmul(w, mat);
-    uint32_t per = 32 / ks_type_bits(w->type);
-    for (uint32_t row = 0; row < w->n_out; row++) {
-        const uint8_t *strip = (const uint8_t *)m.w + row / 16 * m.strip_bytes;
-        const uint8_t *scales = strip + ks_t16_values_bytes(w->type, w->n_in);
-        float scale = 1;
-        for (uint32_t k = 0; k < w->n_in; k += per) {
-            if (w->group && k % w->group == 0) scale = scale_of(w, scales, k / w->group, row % 16);
-            decode_dword(w->type, strip + ((size_t)(k / per) * 16 + row % 16) * 4, scale,
-                         out + (size_t)row * stride + k);
-        }
-    }
-}
-
-/* ---- the three steps */
-
-static void absorb_heads(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
+/* Units are (head, block of columns); the first block takes the rotated part along. */
+static void absorb(void *arg, uint32_t begin, uint32_t end, uint32_t worker)
 {
     const struct mla_job *j = arg;
     ks_cpu_dev *d = j->d;
     const ks_op *op = j->op;
+    const struct dev_reg *in = &d->regs[op->in[0]];
     uint32_t nope = op->u.mla.d_nope, rope = op->u.mla.d_rope, latent = op->u.mla.d_latent, width = latent + rope;
-    uint32_t stride = ks_t16_n_in(latent);
-    float *w = ks__dev_scratch(d, worker);
-    for (uint32_t h = begin; h < end; h++) {
-        decode(&d->g->weights[op->w[0]], h, w, stride);
-        for (uint32_t r = 0; r < j->n_rows; r++) {
-            const float *q = ks__dev_row(d, (uint32_t)op->in[0], j->row + r) + (size_t)h * (nope + rope);
-            float *y = d->mla_q + ((size_t)r * op->u.mla.n_heads + h) * width;
-            for (uint32_t i = 0; i < latent; i++) y[i] = 0;
-            for (uint32_t n = 0; n < nope; n++)
-                for (uint32_t i = 0; i < latent; i++) y[i] += q[n] * w[(size_t)n * stride + i];
-            memcpy(y + latent, q + nope, rope * sizeof *y);
-        }
+    for (uint32_t u = begin; u < end; u++) {
+        uint32_t h = u / absorb_units(op), block = u % absorb_units(op);
+        const float *q = (const float *)in->p + j->row * in->stride + (size_t)h * (nope + rope);
+        float *y = d->mla_q + (size_t)h * width;
+        ks_matmul_args m = ks__dev_matmul(&d->g->weights[op->w[0]], h);
+        m.n_rows = j->n_rows;
+        m.x = q;
+        m.x_stride = in->stride;
+        m.y = y;
+        m.y_stride = (size_t)op->u.mla.n_heads * width;
+        j->plan->kernel[1]->fn(&m, block, block + 1, ks__dev_kernel_scratch(d, worker));
+        for (uint32_t r = 0; block == 0 && r < j->n_rows; r++)
+            memcpy(y + r * m.y_stride + latent, q + r * in->stride + nope, rope * sizeof *y);
     }
 }
 
@@ -175,7 +133,7 @@ int ks__op_mla(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     ks__dev_append(d, (uint32_t)op->in[2], st->k, st->k_page_bytes, width, op->u.mla.d_latent);
     for (uint32_t row = 0; row < d->batch->n_rows; row += KS_MLA_ROWS) {
         struct mla_job j = { d, op, &d->ops[index], row, KS_MIN(KS_MLA_ROWS, d->batch->n_rows - row) };
-        ks__dev_fork(d, heads, 1, absorb_heads, &j);
+        ks__dev_fork(d, heads * absorb_units(op), 1, absorb, &j);
         attend(&j);
         ks__dev_fork(d, heads, 1, expand_heads, &j);
     }

@@ -182,3 +182,30 @@ void ks__ref_matmul_mxfp4(const void *args, uint32_t begin, uint32_t end, void *
     (void)scratch;
     matmul_int(args, begin, end, KS_T_MXFP4, mxfp4_at, mxfp4_scale);
 }
+
+/* ---- from the other side */
+
+static void matmul_t(const ks_matmul_args *a, uint32_t wtype, uint32_t begin, uint32_t end)
+{
+    for (uint32_t r = 0; r < a->n_rows; r++) {
+        const float *x = a->x + r * a->x_stride;
+        for (uint32_t k = begin * 128; k < KS_MIN(end * 128, a->n_in); k++) {
+            double sum = 0;
+            for (uint32_t o = 0; o < a->n_out; o++) sum += (double)ks_ref_t16_get(a, wtype, o, k) * (double)x[o];
+            a->y[r * a->y_stride + k] = (float)sum;
+        }
+    }
+}
+
+#define MATMUL_T(NAME, TYPE)                                                                    \
+    void ks__ref_matmul_t_##NAME(const void *args, uint32_t begin, uint32_t end, void *scratch) \
+    {                                                                                           \
+        (void)scratch;                                                                          \
+        matmul_t(args, TYPE, begin, end);                                                       \
+    }
+MATMUL_T(f32, KS_T_F32)
+MATMUL_T(bf16, KS_T_BF16)
+MATMUL_T(i8, KS_T_I8)
+MATMUL_T(i4, KS_T_I4)
+MATMUL_T(mxfp4, KS_T_MXFP4)
+#undef MATMUL_T

@@ -19,5 +19,10 @@ void ks__ref_attn_f8e4m3(const void *args, uint32_t begin, uint32_t end, void *s
 void ks__ref_store_f32(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_store_bf16(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_store_f8e4m3(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_matmul_t_f32(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_matmul_t_bf16(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_matmul_t_i8(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_matmul_t_i4(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_matmul_t_mxfp4(const void *args, uint32_t begin, uint32_t end, void *scratch);
 
 #endif

@@ -21,13 +21,14 @@
 
 #include <krasis/plugin.h>
 
-#define KS_K_QUANT 1u  /* ks_quant_args   unit: a row */
-#define KS_K_MATMUL 2u /* ks_matmul_args  unit: a strip of 16 output rows */
-#define KS_K_NORM 3u   /* ks_norm_args    unit: a row */
-#define KS_K_ROPE 4u   /* ks_rope_args    unit: a row */
-#define KS_K_GLU 5u    /* ks_glu_args     unit: a row */
-#define KS_K_ATTN 6u   /* ks_attn_args    unit: (row, kv head), index row * n_kv_heads + kv head */
-#define KS_K_STORE 7u  /* ks_store_args   unit: a row */
+#define KS_K_QUANT 1u    /* ks_quant_args   unit: a row */
+#define KS_K_MATMUL 2u   /* ks_matmul_args  unit: a strip of 16 output rows */
+#define KS_K_NORM 3u     /* ks_norm_args    unit: a row */
+#define KS_K_ROPE 4u     /* ks_rope_args    unit: a row */
+#define KS_K_GLU 5u      /* ks_glu_args     unit: a row */
+#define KS_K_ATTN 6u     /* ks_attn_args    unit: (row, kv head), index row * n_kv_heads + kv head */
+#define KS_K_STORE 7u    /* ks_store_args   unit: a row */
+#define KS_K_MATMUL_T 8u /* ks_matmul_args unit: 128 columns of W */
 
 /* Quantized activations (type Q8): int8 with one scale per 128 columns.
  * For each row and each 128-column block (the last may be shorter): amax = max |x|;
@@ -67,6 +68,10 @@ typedef struct ks_matmul_args {
     size_t y_stride;
     const float *bias; /* (n_out) or NULL; added after the sum */
 } ks_matmul_args;
+
+/* MATMUL_T takes the same arguments, but W from its other side: y[r][k] = sum_o W[o][k] x[r][o], for k in the blocks of
+ * 128 columns [begin, end), all r. x has n_out columns, y n_in; act, rows and bias are NULL. Sums over o are in a fixed
+ * order that does not depend on the number of rows. xtype F32; rows of W beyond n_out are zero, as in any T16. */
 
 /* y = norm(x) * (weight + w_offset) + bias, over slices of `width` columns within each row (width =
  * n for a whole row, head_dim for per-head norms). weight, bias: (w_width), indexed column % w_width. */
@@ -146,10 +151,10 @@ typedef struct ks_attn_args {
     const uint32_t *sel;         /* sparse: (n_rows, sel_stride) ascending key positions, or NULL */
     const uint32_t *n_sel;       /* (n_rows) */
     uint32_t sel_stride, _pad;
-    /* Since ABI 1.1, set for rows with KS_KF_SPANS only: one row's keys split over threads. NULL: everything at once. With
-     * part_merge 0 the units leave in `part` what the spans [span_begin, span_end) come to (span = position /
-     * KS_ATTN_SPAN) and do not touch o; with part_merge 1 they make o of all of these, which other calls left there. Both
-     * together give o the bits it has without. Span s of head h of row r lies at part + ((r * n_heads + h) *
+    /* Since ABI 1.1, set for rows with KS_KF_SPANS only: one row's keys split over threads. NULL: everything at once.
+     * With part_merge 0 the units leave in `part` what the spans [span_begin, span_end) come to (span = position /
+     * KS_ATTN_SPAN) and do not touch o; with part_merge 1 they make o of all of these, which other calls left there.
+     * Both together give o the bits it has without. Span s of head h of row r lies at part + ((r * n_heads + h) *
      * part_spans + s - part_first) * part_stride; what it holds is the kernel set's own business. */
     float *part;
     uint32_t part_first, part_spans, part_stride; /* part_stride: floats, a multiple of 16, at least d_v + 16 */
@@ -172,7 +177,8 @@ typedef struct ks_store_args {
 typedef void (*ks_kernel_fn)(const void *args, uint32_t begin, uint32_t end, void *scratch); /* [worker] */
 
 /* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU: wtype 0, xtype F32, layout 0;
- * MATMUL: wtype of W, xtype Q8 or F32, layout T16; ATTN, STORE: wtype of the cache, xtype F32, layout 0. */
+ * MATMUL: wtype of W, xtype Q8 or F32, layout T16; MATMUL_T: the same with F32; ATTN, STORE: wtype of the cache, xtype
+ * F32, layout 0. */
 typedef struct ks_kernel {
     uint16_t op, wtype, xtype, layout; /* KS_K_, KS_T_, KS_T_, KS_LAYOUT_; 0 where the op has none */
     int32_t score;                     /* added to the plugin's */

@@ -13,6 +13,11 @@
         .op = KS_K_MATMUL, .wtype = KS_T_##W, .xtype = KS_T_Q8, .layout = KS_LAYOUT_T16, .score = 50,  \
         .scratch_bytes = MATMUL_SCRATCH_BYTES, .cpu_required = KS_CPU(AVX_VNNI), .name = #FN, .fn = FN \
     }
+#define MATMUL_T(W, FN)                                                                     \
+    {                                                                                       \
+        .op = KS_K_MATMUL_T, .wtype = KS_T_##W, .xtype = KS_T_F32, .layout = KS_LAYOUT_T16, \
+        .scratch_bytes = MATMUL_SCRATCH_BYTES, .name = #FN, .fn = FN                        \
+    }
 #define CACHE(OP, W, FN, SCRATCH, FLAGS)                                                                 \
     {                                                                                                    \
         .op = OP, .wtype = KS_T_##W, .xtype = KS_T_F32, .scratch_bytes = SCRATCH, .name = #FN, .fn = FN, \
@@ -44,6 +49,11 @@ static const ks_kernel rows[] = {
     STORE(F32, store_f32_avx2),
     STORE(BF16, store_bf16_avx2),
     STORE(F8E4M3, store_f8e4m3_avx2),
+    MATMUL_T(F32, matmul_t_f32_avx2),
+    MATMUL_T(BF16, matmul_t_bf16_avx2),
+    MATMUL_T(I8, matmul_t_i8_avx2),
+    MATMUL_T(I4, matmul_t_i4_avx2),
+    MATMUL_T(MXFP4, matmul_t_mxfp4_avx2),
 };
 
 static const ks_kernels_iface iface = {

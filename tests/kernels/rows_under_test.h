@@ -29,6 +29,11 @@ static inline const ks_kernel *find_row(const ks_plugin *p, uint32_t op, uint32_
     X(attention_over_f8e4m3, KS_K_ATTN, KS_T_F8E4M3) \
     X(storing_f32, KS_K_STORE, KS_T_F32)             \
     X(storing_bf16, KS_K_STORE, KS_T_BF16)           \
-    X(storing_f8e4m3, KS_K_STORE, KS_T_F8E4M3)
+    X(storing_f8e4m3, KS_K_STORE, KS_T_F8E4M3)       \
+    X(transposed_f32, KS_K_MATMUL_T, KS_T_F32)       \
+    X(transposed_bf16, KS_K_MATMUL_T, KS_T_BF16)     \
+    X(transposed_i8, KS_K_MATMUL_T, KS_T_I8)         \
+    X(transposed_i4, KS_K_MATMUL_T, KS_T_I4)         \
+    X(transposed_mxfp4, KS_K_MATMUL_T, KS_T_MXFP4)
 
 #endif

@@ -73,5 +73,6 @@ int suite_rope(suite *s);
 int suite_glu(suite *s);
 int suite_attn(suite *s);
 int suite_store(suite *s);
+int suite_matmul_t(suite *s);
 
 #endif

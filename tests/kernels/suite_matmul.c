@@ -266,6 +266,101 @@ static int matmul_case(suite *s, const shape *sh)
     return rc;
 }
 
+/* -------------------------------------------------------------------------------- from the other side */
+
+static uint32_t matmul_t_unit(const void *args, uint32_t b, size_t i)
+{
+    const ks_matmul_args *a = args;
+    (void)b;
+    return i % a->y_stride < a->n_in ? (uint32_t)(i % a->y_stride) / 128 : UINT32_MAX;
+}
+
+static void eval_t(const ks_matmul_args *a, uint32_t wtype, bool single, double *ret_y, double *ret_mag)
+{
+    for (uint32_t r = 0; r < a->n_rows; r++) {
+        for (uint32_t k = 0; k < a->n_in; k++) {
+            double acc = 0, mag = 0;
+            for (uint32_t o = 0; o < a->n_out; o++) {
+                double p = (double)ks_ref_t16_get(a, wtype, o, k) * (double)a->x[r * a->x_stride + o];
+                acc = suite_round(acc + suite_round(p, single), single);
+                mag += fabs(p);
+            }
+            ret_y[r * a->y_stride + k] = acc;
+            ret_mag[r * a->y_stride + k] = mag;
+        }
+    }
+}
+
+#define EVAL(TYPE)                                                                           \
+    static void eval_t_##TYPE(const void *args, bool single, double *ret_y, double *ret_mag) \
+    {                                                                                        \
+        eval_t(args, KS_T_##TYPE, single, ret_y, ret_mag);                                   \
+    }
+EVAL(F32)
+EVAL(BF16)
+EVAL(I8)
+EVAL(I4)
+EVAL(MXFP4)
+#undef EVAL
+
+static int matmul_t_case(suite *s, const shape *sh)
+{
+    ks_matmul_args a = { .size = sizeof a, .n_rows = sh->n_rows, .n_in = sh->n_in, .n_out = sh->n_out };
+    uint32_t units = (sh->n_in + 127) / 128;
+    (void)snprintf(s->what, sizeof s->what, "transposed, n_in %u, n_out %u, group %u, %u rows", sh->n_in, sh->n_out,
+                   sh->group, sh->n_rows);
+    a.group = sh->group;
+    a.w = make_weights(s, sh, &a.strip_bytes);
+    a.x_stride = sh->n_out + suite_below(s, 7);
+    size_t n = (sh->n_rows - 1) * a.x_stride + sh->n_out;
+    float *x = suite_input(s, "x", n * 4);
+    suite_normals(s, x, n, 1);
+    a.x = x;
+    a.y_stride = sh->n_in + suite_below(s, 20);
+    a.y = suite_output(s, "y", ((sh->n_rows - 1) * a.y_stride + sh->n_in) * 4);
+    suite_case c = { .args = &a, .n_units = units, .elem_bytes = 4, .unit_of = matmul_t_unit, .eps = 0x1p-22 };
+    uint32_t type = s->row->wtype;
+    c.eval = type == KS_T_F32    ? eval_t_F32
+             : type == KS_T_BF16 ? eval_t_BF16
+             : type == KS_T_I8   ? eval_t_I8
+             : type == KS_T_I4   ? eval_t_I4
+                                 : eval_t_MXFP4;
+    int rc = suite_check(s, &c);
+    const suite_buf *y = s->bufs;
+    while (!rc && !y->output) y++;
+    for (uint32_t r = 0; !rc && r < a.n_rows; r++) { /* each row alone has the bits it had among the others */
+        ks_matmul_args one = a;
+        one.n_rows = 1;
+        one.x += r * a.x_stride;
+        memcpy(y->p, y->init, y->bytes);
+        rc = suite_call(s, s->row, &one, 0, units);
+        if (!rc && !suite_same(a.y, (const float *)(const void *)y->whole + r * a.y_stride, a.n_in))
+            rc = suite_fail(s, KS_KRN_SPLIT, "row %u alone has other bits than among %u rows", r, a.n_rows);
+    }
+    suite_free(s);
+    return rc;
+}
+
+int suite_matmul_t(suite *s)
+{
+    static const struct {
+        uint32_t n_in, n_out, n_rows;
+    } shapes[] = { { 512, 128, 1 }, { 512, 64, 7 }, { 128, 16, 2 }, { 130, 33, 3 }, { 32, 5, 4 },
+                   { 415, 20, 5 },  { 64, 530, 2 }, { 7, 1, 1 },    { 200, 97, 6 }, { 1056, 24, 1 } };
+    static const uint32_t groups[] = { 128, 64, 32 };
+    uint32_t type = s->row->wtype;
+    if (type != KS_T_F32 && type != KS_T_BF16 && type != KS_T_I8 && type != KS_T_I4 && type != KS_T_MXFP4)
+        return suite_fail(s, -1, "weights of type %u are unknown to this suite", type);
+    bool grouped = type != KS_T_F32 && type != KS_T_BF16;
+    int rc = 0;
+    for (uint32_t i = 0; !rc && i < 30; i++) {
+        shape sh = { .n_in = shapes[i % 10].n_in, .n_out = shapes[i % 10].n_out, .n_rows = shapes[i % 10].n_rows };
+        if (grouped) sh.group = type == KS_T_MXFP4 ? 32 : groups[i / 10];
+        rc = matmul_t_case(s, &sh);
+    }
+    return rc;
+}
+
 /* Kernels change their way with the number of rows: more than any one's tile, chunk or pass, every group size, columns
  * that do not fill a group, rows of activations that fill its scratch. */
 static int many_rows(suite *s, bool ints)
