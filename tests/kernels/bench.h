@@ -53,5 +53,6 @@ typedef struct bench_task {
 double bench_measure(bench *b, const bench_task *t);
 
 void bench_matmul(bench *b);
+void bench_attn(bench *b);
 
 #endif

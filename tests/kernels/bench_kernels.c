@@ -4,7 +4,7 @@
  *   weights from RAM     eight times the last-level cache, on huge pages, each thread in a stretch of its own; bound:
  *                        the time to read them or the time for the products, whichever is longer
  *   in the cache         bound: the products at the peak of the instruction set the row uses
- *   attention            the same
+ *   attention            keys from RAM; bound: as above
  *   row by row work      bound: reading and writing its bytes from RAM; over 100 % where they stay in a cache
  *
  * The bounds are the loops of core/cpu/ceiling.h. Every run of a kernel has a run of its bound directly before it, over
@@ -46,36 +46,6 @@ static void measure_type(bench *b, uint32_t op, uint32_t type, units *u, bench_t
         u->row = t->row;
         (void)bench_measure(b, t);
     }
-}
-
-/* 32 query heads on 4 kv heads of 128, like many models of today. */
-static void bench_attn(bench *b, uint32_t type, uint32_t n_rows, uint32_t pos)
-{
-    enum { HEADS = 32, KV = 4, D = 128, PAGE = 64 };
-    static uint32_t pages[8192 / PAGE];
-    char what[64];
-    uint32_t size = ks_type_bits(type) / 8, n_keys = pos + n_rows;
-    for (uint32_t i = 0; i < 8192 / PAGE; i++) pages[i] = i;
-    ks_attn_args a = { .size = sizeof a, .n_rows = n_rows, .n_heads = HEADS, .n_kv_heads = KV, .d_k = D, .d_v = D };
-    a.page_tok = PAGE;
-    a.pos = pos;
-    a.scale = 0.088f;
-    a.q = (const float *)(const void *)b->x;
-    a.q_stride = HEADS * D;
-    a.o = (float *)(void *)(b->x + ((size_t)64 << 20));
-    a.o_stride = HEADS * D;
-    a.pages = pages;
-    a.k = b->pool;
-    a.v = b->pool + (64u << 20);
-    a.k_page_bytes = a.v_page_bytes = (size_t)PAGE * KV * D * size;
-    a.k_stride = a.v_stride = KV * D;
-    units u = { .args = &a, .n_units = n_rows * KV, .rounds = n_rows == 1 ? 32 : 1 };
-    double keys = 0;
-    for (uint32_t r = 0; r < n_rows; r++) keys += pos + r + 1;
-    (void)snprintf(what, sizeof what, "%u rows, %u keys", n_rows, n_keys);
-    bench_task t = { .what = what, .fn = run_units, .arg = &u, .kind = KS_CEIL_F32 };
-    t.macs = keys * HEADS * 2 * D * u.rounds;
-    measure_type(b, KS_K_ATTN, type, &u, &t);
 }
 
 /* Row by row work, held against reading and writing its bytes from RAM: over 100 % where it stays in a cache. */
@@ -216,11 +186,7 @@ int main(int argc, char **argv)
     (void)printf("%s on %s, %u thread(s), last-level cache %zu MiB, weights %zu MiB\n", b.plugin->name, ks_cpu_brand(),
                  b.n_threads, b.llc_bytes >> 20, b.pool_bytes >> 20);
     bench_matmul(&b);
-    static const uint32_t caches[] = { KS_T_F32, KS_T_BF16, KS_T_F8E4M3 };
-    for (uint32_t i = 0; i < 3; i++) {
-        bench_attn(&b, caches[i], 1, 4095);
-        bench_attn(&b, caches[i], 256, 0);
-    }
+    bench_attn(&b);
     bench_plain(&b);
     if (b.json) {
         (void)fprintf(b.json, "%s\n]\n", b.n_json ? "" : "[");
