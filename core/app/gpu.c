@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #define MAX_GPUS 64u
+#define GPU_STEP_TOKENS 2048u /* experts go over the link once a step: four times the CPU's step */
 
 bool ks_gpu_selected(const char *list, const ks_device_info *gpu)
 {
@@ -85,12 +86,14 @@ static int use_gpu(ks_app *a, ks_engine_opts *o, ks_plugin_entry *p, ks_err *err
                                 .main_index = gpu[0].index,
                                 .share = strcmp(ks_config_str(a->config, "device"), "cuda") != 0,
                                 .main_budget = budget };
+    if (ks_config_from(a->config, "step-tokens") == KS_FROM_DEFAULT) o->step_tokens = GPU_STEP_TOKENS;
     o->device = &ks_split_device_iface;
     o->device_self = &a->split;
     ks_log(KS_LOG_INFO, "device",
            "GPU %u: %s, %.1f of %.1f GB free, %.1f GB used at most (--vram-limit), link %.1f GB/s", gpu[0].index,
            gpu[0].name, (double)gpu[0].mem_free_bytes / 1e9, (double)gpu[0].mem_total_bytes / 1e9,
            (double)(budget ? budget : gpu[0].mem_free_bytes) / 1e9, gpu[0].link_bytes_s / 1e9);
+    ks_log(KS_LOG_INFO, "device", "steps of up to %u tokens (--step-tokens)", o->step_tokens);
     return 0;
 }
 
