@@ -17,7 +17,7 @@ static int list(void *self, uint32_t i, ks_device_info *ret, ks_err *err)
     (void)self;
     if (i >= n_gpus) return ks_fail(err, KS_E_NOTFOUND, "there is no GPU %u", i);
     *ret = (ks_device_info) { .size = ret->size, .index = i, .name = "fake", .mem_free_bytes = 8000000000 };
-    (void)snprintf(ret->uuid, sizeof ret->uuid, "GPU-12345678-1234-1234-1234-12345678901%u", i);
+    (void)snprintf(ret->uuid, sizeof ret->uuid, "GPU-12345678-1234-1234-1234-12345678901%u", i % 10);
     return 0;
 }
 
