@@ -12,6 +12,7 @@
 #define FEW_WARPS 8u
 #define FEW_GROUPS 32u /* weight groups between two folds */
 #define MANY_WARPS 8u
+#define STAGES 3u
 #define X_STRIDE 160u /* bytes of a row of activations in shared memory: no two of 4 rows share a bank */
 
 struct frag {
@@ -29,41 +30,49 @@ static __device__ __forceinline__ uint32_t e2m1_twice(uint32_t codes)
     return (neg & sign) | (pos & ~sign);
 }
 
+/* What a lane reads for 32 columns: a dword each of rows g and g + 8, two of I8. */
+template <uint32_t TYPE> struct raw {
+    uint32_t w[TYPE == KS_T_I8 ? 4 : 2];
+};
+
 template <uint32_t TYPE>
-static __device__ __forceinline__ frag load_weights(const uint8_t *strip, uint32_t k, uint32_t g, uint32_t t)
+static __device__ __forceinline__ raw<TYPE> load_weights(const uint8_t *strip, uint32_t k, uint32_t g, uint32_t t)
 {
     const uint32_t *w = (const uint32_t *)strip;
-    frag f;
+    raw<TYPE> r;
     if (TYPE == KS_T_I8) {
         uint32_t at = (k / 4 + 2 * t) * 16 + g;
-        f.a[0] = w[at];
-        f.a[1] = w[at + 8];
-        f.a[2] = w[at + 16];
-        f.a[3] = w[at + 24];
-        return f;
+        for (uint32_t i = 0; i < 4; i++) r.w[i] = w[at + 8 * i];
+        return r;
     }
-    uint32_t at = (k / 8 + t) * 16 + g, lo = w[at], hi = w[at + 8];
-    f.a[0] = lo & 0x0f0f0f0fu;
-    f.a[1] = hi & 0x0f0f0f0fu;
-    f.a[2] = lo >> 4 & 0x0f0f0f0fu;
-    f.a[3] = hi >> 4 & 0x0f0f0f0fu;
-    if (TYPE == KS_T_MXFP4)
-        for (int i = 0; i < 4; i++) f.a[i] = e2m1_twice(f.a[i]);
-    return f;
+    uint32_t at = (k / 8 + t) * 16 + g;
+    r.w[0] = w[at];
+    r.w[1] = w[at + 8];
+    return r;
 }
 
-/* I4's nibbles are unsigned: the accumulators start at -8 times the sum of the activations instead. */
-template <uint32_t TYPE>
+/* I4: a nibble in the upper half of a byte, its first bit turned, is 16 times the value, as a signed byte. */
+template <uint32_t TYPE> static __device__ __forceinline__ frag decode(const raw<TYPE> &r)
+{
+    if (TYPE == KS_T_I8) return frag { { r.w[0], r.w[1], r.w[TYPE == KS_T_I8 ? 2 : 0], r.w[TYPE == KS_T_I8 ? 3 : 0] } };
+    if (TYPE == KS_T_I4)
+        return frag { { (r.w[0] << 4 & 0xf0f0f0f0u) ^ 0x80808080u, (r.w[1] << 4 & 0xf0f0f0f0u) ^ 0x80808080u,
+                        (r.w[0] & 0xf0f0f0f0u) ^ 0x80808080u, (r.w[1] & 0xf0f0f0f0u) ^ 0x80808080u } };
+    return frag { { e2m1_twice(r.w[0] & 0x0f0f0f0fu), e2m1_twice(r.w[1] & 0x0f0f0f0fu),
+                    e2m1_twice(r.w[0] >> 4 & 0x0f0f0f0fu), e2m1_twice(r.w[1] >> 4 & 0x0f0f0f0fu) } };
+}
+
+/* The sum itself: exact, it is a multiple of 16. */
+template <uint32_t TYPE> static __device__ __forceinline__ int32_t sum_of(int32_t c)
+{
+    return TYPE == KS_T_I4 ? c >> 4 : c;
+}
+
 static __device__ __forceinline__ void mma(int32_t c[4], const frag &f, uint32_t b0, uint32_t b1)
 {
-    if (TYPE == KS_T_I4)
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-            : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
-    else
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-            : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
 }
 
 template <uint32_t TYPE>
@@ -85,13 +94,8 @@ template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32
     uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), n_groups = ceil_div(n_in, m.group);
     const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
     const uint8_t *scales = strip + (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
-    /* This lane's column of B, and the two columns of its results. */
+    /* This lane's column of B. */
     const int8_t *xq = g < n ? m.act.q + (size_t)input_row(m, r.begin + p0 + g, z) * m.act.q_stride : nullptr;
-    const int32_t *xs[2];
-    for (uint32_t i = 0; i < 2; i++)
-        xs[i] = TYPE == KS_T_I4 && 2 * t + i < n
-                    ? m.act.sum + (size_t)input_row(m, r.begin + p0 + 2 * t + i, z) * m.act.sum_stride
-                    : nullptr;
     /* The fold's output: thread (row, column). */
     uint32_t row = threadIdx.x / FEW, col = threadIdx.x % FEW;
     bool folds = threadIdx.x < 16 * FEW && col < n;
@@ -104,19 +108,14 @@ template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32
             uint32_t k0 = i * m.group, k1 = min(k0 + m.group, n_in);
             int32_t c[4] = { 0, 0, 0, 0 };
             for (uint32_t k = k0; k < k1; k += 32) {
-                frag f = load_weights<TYPE>(strip, k, g, t);
+                frag f = decode<TYPE>(load_weights<TYPE>(strip, k, g, t));
                 uint2 b = xq ? *(const uint2 *)(xq + k + 8 * t) : make_uint2(0, 0);
-                mma<TYPE>(c, f, b.x, b.y);
-                for (uint32_t j = 0; TYPE == KS_T_I4 && j < 2; j++) {
-                    int32_t s8 = xs[j] ? 8 * xs[j][k / 32] : 0;
-                    c[j] -= s8;
-                    c[j + 2] -= s8;
-                }
+                mma(c, f, b.x, b.y);
             }
-            isum[i - g0][g][2 * t] = c[0];
-            isum[i - g0][g][2 * t + 1] = c[1];
-            isum[i - g0][g + 8][2 * t] = c[2];
-            isum[i - g0][g + 8][2 * t + 1] = c[3];
+            isum[i - g0][g][2 * t] = sum_of<TYPE>(c[0]);
+            isum[i - g0][g][2 * t + 1] = sum_of<TYPE>(c[1]);
+            isum[i - g0][g + 8][2 * t] = sum_of<TYPE>(c[2]);
+            isum[i - g0][g + 8][2 * t + 1] = sum_of<TYPE>(c[3]);
         }
         __syncthreads();
         for (uint32_t i = g0; folds && i < g1; i++)
@@ -127,84 +126,107 @@ template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32
     if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + col, blockIdx.x * 16 + row, acc);
 }
 
-/* Many rows: a block owns 8 strips, one a warp, and 64 rows, whose activations go through shared memory 128 columns
- * at a time. */
-template <uint32_t TYPE, uint32_t GROUP>
-static __global__ void __launch_bounds__(MANY_WARPS * 32) many_kernel(cu_matmul m)
+static __device__ __forceinline__ void copy16(void *to, const void *from, uint32_t bytes)
 {
-    __shared__ __align__(16) uint8_t x[2][TILE_ROWS][X_STRIDE];
-    __shared__ float xscale[2][TILE_ROWS];
-    __shared__ int32_t xsum[2][TILE_ROWS][4];
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(bytes));
+}
+
+static __device__ __forceinline__ void copy4(void *to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from));
+}
+
+/* Many rows: a block owns 8 strips, one a warp, and 64 rows. Activations go through shared memory 128 columns at a
+ * time, two stages ahead; a lane has its weights one stage ahead. */
+template <uint32_t TYPE, uint32_t GROUP>
+static __global__ void __launch_bounds__(MANY_WARPS * 32, 2) many_kernel(cu_matmul m)
+{
+    __shared__ __align__(16) uint8_t x[STAGES][TILE_ROWS][X_STRIDE];
+    __shared__ float xscale[STAGES][TILE_ROWS];
     __shared__ uint32_t xrow[TILE_ROWS];
-    constexpr uint32_t TILES = TILE_ROWS / 8;
+    constexpr uint32_t TILES = TILE_ROWS / 8, PER = 128 / GROUP; /* weight groups of a stage */
     uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * TILE_ROWS;
     if (p0 >= r.n) return;
     uint32_t n = min(TILE_ROWS, r.n - p0), n_in = t16_n_in(m.n_in), n_strips = ceil_div(m.n_out, 16);
-    uint32_t s = blockIdx.x * MANY_WARPS + warp;
+    uint32_t s = blockIdx.x * MANY_WARPS + warp, n_stages = ceil_div(n_in, 128);
     bool works = s < n_strips;
     const uint8_t *strip = r.w + (size_t)(works ? s : 0) * m.strip_bytes;
     const uint8_t *scales = strip + (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
     for (uint32_t i = threadIdx.x; i < TILE_ROWS; i += blockDim.x) /* rows that are not there read row p0 */
         xrow[i] = input_row(m, r.begin + p0 + (i < n ? i : 0), z);
     __syncthreads();
-    float acc[TILES][4] = {};
-    uint32_t n_stages = ceil_div(n_in, 128);
-    auto fetch = [&](uint32_t stage, uint32_t buf) {
-        for (uint32_t i = threadIdx.x; i < TILE_ROWS * 8; i += blockDim.x) {
+    auto fetch = [&](uint32_t stage) {
+        for (uint32_t i = threadIdx.x; stage < n_stages && i < TILE_ROWS * 8; i += blockDim.x) {
             uint32_t row = i / 8, k = stage * 128 + i % 8 * 16;
-            const int8_t *from = m.act.q + (size_t)xrow[row] * m.act.q_stride + k;
-            uint32_t to = (uint32_t)__cvta_generic_to_shared(&x[buf][row][i % 8 * 16]),
-                     bytes = k < m.act.q_stride ? 16 : 0;
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(bytes ? from : m.act.q),
-                         "r"(bytes));
+            bool there = k < m.act.q_stride;
+            copy16(&x[stage % STAGES][row][i % 8 * 16], m.act.q + (there ? (size_t)xrow[row] * m.act.q_stride + k : 0),
+                   there ? 16 : 0);
         }
+        if (stage < n_stages && threadIdx.x < TILE_ROWS)
+            copy4(&xscale[stage % STAGES][threadIdx.x],
+                  m.act.scale + (size_t)xrow[threadIdx.x] * m.act.scale_stride + stage);
         asm volatile("cp.async.commit_group;");
-        for (uint32_t i = threadIdx.x; i < TILE_ROWS; i += blockDim.x)
-            xscale[buf][i] = m.act.scale[(size_t)xrow[i] * m.act.scale_stride + stage];
-        if (TYPE == KS_T_I4)
-            for (uint32_t i = threadIdx.x; i < TILE_ROWS * 4; i += blockDim.x) {
-                uint32_t at = stage * 4 + i % 4;
-                xsum[buf][i / 4][i % 4] =
-                    at < m.act.sum_stride ? 8 * m.act.sum[(size_t)xrow[i / 4] * m.act.sum_stride + at] : 0;
-            }
     };
-    fetch(0, 0);
+    raw<TYPE> next[4];
+    float next_scale[PER][2];
+    auto fetch_weights = [&](uint32_t stage) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            uint32_t k = stage * 128 + i * 32;
+            if (k < n_in) next[i] = load_weights<TYPE>(strip, k, g, t);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < PER; i++) {
+            uint32_t group = stage * PER + i;
+            if (group * GROUP >= n_in) continue;
+            next_scale[i][0] = weight_scale<TYPE>(scales, group, g);
+            next_scale[i][1] = weight_scale<TYPE>(scales, group, g + 8);
+        }
+    };
+    float acc[TILES][4] = {};
+    fetch(0);
+    fetch(1);
+    fetch_weights(0);
     for (uint32_t st = 0; st < n_stages; st++) {
-        uint32_t buf = st % 2;
-        asm volatile("cp.async.wait_group 0;");
-        __syncthreads(); /* this stage is there, the other buffer is no longer read */
-        if (st + 1 < n_stages) fetch(st + 1, buf ^ 1);
+        uint32_t buf = st % STAGES;
+        asm volatile("cp.async.wait_group 1;");
+        __syncthreads(); /* this stage is there, and the buffer of the one before is no longer read */
+        fetch(st + 2);
+        raw<TYPE> cur[4];
+        float w[PER][2];
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) cur[i] = next[i];
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * PER; i++) w[i / 2][i % 2] = next_scale[i / 2][i % 2];
+        if (st + 1 < n_stages) fetch_weights(st + 1);
         if (!works) continue;
-        for (uint32_t k0 = 0; k0 < 128 && st * 128 + k0 < n_in; k0 += GROUP) {
+#pragma unroll
+        for (uint32_t i = 0; i < PER; i++) {
+            if (st * 128 + i * GROUP >= n_in) break;
             int32_t c[TILES][4] = {};
 #pragma unroll
             for (uint32_t kk = 0; kk < GROUP; kk += 32) {
-                uint32_t k = k0 + kk;
+                uint32_t k = i * GROUP + kk;
                 if (st * 128 + k >= n_in) break;
-                frag f = load_weights<TYPE>(strip, st * 128 + k, g, t);
+                frag f = decode<TYPE>(cur[k / 32]);
 #pragma unroll
                 for (uint32_t j = 0; j < TILES; j++) {
                     uint2 b = *(const uint2 *)&x[buf][j * 8 + g][k + 8 * t];
-                    mma<TYPE>(c[j], f, b.x, b.y);
+                    mma(c[j], f, b.x, b.y);
                 }
             }
-            uint32_t group = (st * 128 + k0) / GROUP;
-            float w0 = weight_scale<TYPE>(scales, group, g), w1 = weight_scale<TYPE>(scales, group, g + 8);
 #pragma unroll
             for (uint32_t j = 0; j < TILES; j++) {
-#pragma unroll
-                for (uint32_t i = 0; i < 2; i++) {
-                    uint32_t col = j * 8 + 2 * t + i;
-                    int32_t off = 0;
-                    if (TYPE == KS_T_I4)
-                        for (uint32_t q = k0 / 32; q < (k0 + GROUP) / 32; q++) off += xsum[buf][col][q];
-                    float xs = xscale[buf][col];
-                    acc[j][i] = __fmaf_rn(__int2float_rn(c[j][i] - off), __fmul_rn(w0, xs), acc[j][i]);
-                    acc[j][i + 2] = __fmaf_rn(__int2float_rn(c[j][i + 2] - off), __fmul_rn(w1, xs), acc[j][i + 2]);
-                }
+                float2 xs = *(const float2 *)&xscale[buf][j * 8 + 2 * t];
+                float *a = acc[j];
+                a[0] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][0])), __fmul_rn(w[i][0], xs.x), a[0]);
+                a[1] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][1])), __fmul_rn(w[i][0], xs.y), a[1]);
+                a[2] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][2])), __fmul_rn(w[i][1], xs.x), a[2]);
+                a[3] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][3])), __fmul_rn(w[i][1], xs.y), a[3]);
             }
         }
     }
