@@ -298,7 +298,11 @@ static pid_t start_child(const ks_store_opts *o)
     ks_weight w[N_SPECS];
     ks_store *st = NULL;
     ks_store_opts own = *o;
+#ifdef __SANITIZE_THREAD__ /* which knows no threads in the child of a process that has some */
+    ks_pool_opts po = { .n_threads = 1 };
+#else
     ks_pool_opts po = { .n_threads = 2 }; /* its own: threads do not survive a fork */
+#endif
     int rc = ks_pool_open(&po, &own.pool, &err);
     if (rc == 0) rc = open_store(MODEL, &own, w, &st, &err);
     _exit(rc == 0 ? 0 : 1);
