@@ -116,6 +116,9 @@ static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, stru
                   find_kernel(d, KS_K_MATMUL_T, w->type, KS_T_F32, w->layout, "transposed matrix products", err)))
             return KS_E_UNSUPPORTED;
         return plan_matmul(d, &g->weights[op->w[1]], &ret->kernel[0], &ret->quantized, err);
+    case KS_OP_INDEXER: /* its keys meet a matrix that is made of q */
+        ret->kernel[0] = find_kernel(d, KS_K_MATMUL, KS_T_F32, KS_T_F32, KS_LAYOUT_T16, "matrix products", err);
+        return ret->kernel[0] ? 0 : KS_E_UNSUPPORTED;
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
         if ((rc = plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err))) return rc;
@@ -206,7 +209,7 @@ static int alloc_states(ks_cpu_dev *d, ks_err *err)
 
 /* What the largest op of each kind needs. */
 struct needs {
-    size_t pairs, hidden, scratch;
+    size_t pairs, hidden, scratch, keys; /* keys: of an indexer */
     uint32_t hidden_q, experts;
     size_t tasks, span;            /* of an attention; numbers that a span of keys leaves */
     size_t mla_q, mla_o, mla_rows; /* numbers, numbers, rows of mla_act */
@@ -235,9 +238,9 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
         break;
     case KS_OP_ROUTE: n->scratch = KS_MAX(n->scratch, (size_t)op->u.route.n_experts * 16); break;
     case KS_OP_MLA: need_mla(op, p, n); break;
-    case KS_OP_INDEXER: /* a key, its scores and room to sort them */
-        n->scratch = KS_MAX(n->scratch, sizeof(float) * (ks_align_up(op->u.indexer.d, 16) +
-                                                         2 * (size_t)d->bind.n_pages * d->bind.page_tok));
+    case KS_OP_INDEXER:
+        n->keys = (size_t)d->bind.n_pages * d->bind.page_tok;
+        n->scratch = KS_MAX(n->scratch, ks__index_scratch(op, n->keys));
         break;
     case KS_OP_DELTA: n->scratch = KS_MAX(n->scratch, op->u.delta.d_v * sizeof(float)); break;
     case KS_OP_EXPERTS:
@@ -282,6 +285,7 @@ static int alloc_needs(ks_cpu_dev *d, const struct needs *n, ks_err *err)
         !(d->iota = ks__dev_alloc(d, rows, sizeof *d->iota, "routed pairs", err)) ||
         !(d->mla_q = ks__dev_alloc(d, n->mla_q, sizeof *d->mla_q, "latent attention", err)) ||
         !(d->mla_o = ks__dev_alloc(d, n->mla_o, sizeof *d->mla_o, "latent attention", err)) ||
+        !(d->index_score = ks__dev_alloc(d, KS_INDEX_ROWS * n->keys, sizeof *d->index_score, "scores of keys", err)) ||
         !(d->hidden = ks__dev_alloc(d, n->hidden, sizeof *d->hidden, "the hidden layer", err)) ||
         !(d->heat = ks__dev_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *d->heat, "routing counts", err)))
         return KS_E_NOMEM;

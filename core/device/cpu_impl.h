@@ -9,6 +9,7 @@
 #define KS_MOE_ROWS 64u   /* rows of one expert per kernel call: gate and up of a block stay in L2 */
 #define KS_MOE_BLOCK 128u /* columns of the hidden layer a task owns: one group of quantized activations */
 #define KS_MLA_ROWS 64u   /* rows of latent attention in flight */
+#define KS_INDEX_ROWS 16u /* rows of an indexer in flight */
 #define KS_MLA_HEADS 8u   /* heads of a row that read the latent cache together */
 #define KS_MOE_STRIPS 4u  /* strips of the output a task sums at a time */
 #define KS_MOE_FEW 128u   /* pairs whose hidden layer may be cut finer than KS_MOE_BLOCK, and is quantized afterwards */
@@ -107,6 +108,7 @@ struct ks_cpu_dev {
     uint32_t n_tasks; /* room */
     float *part;      /* (n_part) spans of keys; NULL where no context is long enough */
     size_t n_part;
+    float *index_score;   /* (KS_INDEX_ROWS, n_pages * page_tok) */
     float *mla_q, *mla_o; /* (KS_MLA_ROWS, heads, d_latent + d_rope), (KS_MLA_ROWS, heads, d_latent) */
     ks_act mla_act;       /* mla_o quantized; a row is a head of a row */
     _Atomic uint64_t steps, rows, launches, pairs;
@@ -152,6 +154,8 @@ void ks__dev_quantize_rows(ks_cpu_dev *d, uint32_t reg, uint32_t begin, uint32_t
 ks_matmul_args ks__dev_matmul(const ks_weight *w, uint32_t mat);
 /* Cuts it into tasks for all threads and runs them. */
 void ks__dev_attend(struct dev_attend *w);
+/* Bytes of a worker's scratch that an indexer over `cap` keys needs. */
+size_t ks__index_scratch(const ks_op *op, size_t cap);
 /* Appends columns of a register to a cache: elements [col, col + n) of every token's row in `cache`. */
 void ks__dev_append(ks_cpu_dev *d, uint32_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col);
 
