@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-int ks__builder_init(ks_builder *b, const ks_plan *p, const ks_ckpt *c, ks_err *err)
+int ks__builder_init(ks_builder *b, const ks_wplan *p, const ks_ckpt *c, ks_err *err)
 {
     memset(b, 0, sizeof *b);
     b->plan = p;

@@ -77,7 +77,7 @@ static char *name_of(const ks_cache *x, const char *tail)
 /* The description of all weights: for people with a hex editor, and a second check beside the key. */
 static int make_head(ks_cache *x, ks_err *err)
 {
-    const ks_plan *p = x->plan;
+    const ks_wplan *p = x->plan;
     ks_buf b;
     head h = { .version = VERSION, .n_weights = p->n_weights, .n_blocks = p->n_blocks, .layout = KS_STORE_LAYOUT };
     ks_buf_init(&b, 0);
@@ -116,7 +116,7 @@ int ks__cache_dir(const char *dir, char **ret, ks_err *err)
     return *ret ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for a path");
 }
 
-int ks__cache_init(ks_cache *x, const ks_plan *p, const ks_ckpt *c, const char *dir, ks_err *err)
+int ks__cache_init(ks_cache *x, const ks_wplan *p, const ks_ckpt *c, const char *dir, ks_err *err)
 {
     struct {
         char fingerprint[33];

@@ -19,7 +19,7 @@ typedef struct ks_cache_block {
 } ks_cache_block;
 
 typedef struct ks_cache {
-    const ks_plan *plan;
+    const ks_wplan *plan;
     ks_hash128 key;
     uint64_t stamp;
     char *dir, *path, *source_path, *part_path, *journal_path, *lock_path;
@@ -34,7 +34,7 @@ typedef struct ks_cache {
     bool mu_ready;
 } ks_cache;
 
-KS_MUST_CHECK int ks__cache_init(ks_cache *x, const ks_plan *p, const ks_ckpt *c, const char *dir, ks_err *err);
+KS_MUST_CHECK int ks__cache_init(ks_cache *x, const ks_wplan *p, const ks_ckpt *c, const char *dir, ks_err *err);
 void ks__cache_fini(ks_cache *x); /* a zeroed one is fine; unlocks */
 
 /* The folder of all caches: dir, or $KRASIS_HOME/cache if that is NULL. malloc'd. */

@@ -30,7 +30,7 @@ typedef struct place {
 
 typedef struct job {
     const ks_cache *cache;
-    const ks_plan *plan;
+    const ks_wplan *plan;
     uint8_t *arena;
     place *order;    /* (n_blocks) by offset */
     uint32_t *piece; /* (n_pieces + 1) into order */

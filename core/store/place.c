@@ -17,7 +17,7 @@
 #define WORTH_BYTES ((uint64_t)1 << 20) /* a weight below is read from the caches */
 
 typedef struct job {
-    const ks_plan *plan;
+    const ks_wplan *plan;
     const ks_mem *mem;
     const ks_numa *numa;
     atomic_uint next; /* weight */
@@ -74,7 +74,7 @@ static void *placer(void *arg)
     return NULL;
 }
 
-void ks__place(const ks_plan *p, const ks_mem *mem, const ks_numa *m)
+void ks__place(const ks_wplan *p, const ks_mem *mem, const ks_numa *m)
 {
     job j = { .plan = p, .mem = mem, .numa = m };
     pthread_t threads[KS_NUMA_NODES];

@@ -13,6 +13,6 @@ bool ks__place_range(const ks_pweight *w, const ks_numa *m, uint32_t mat, uint32
                      uint64_t *ret_lo, uint64_t *ret_hi);
 /* Pages for the shares of this weight: huge ones where a share has several, else small ones. */
 uint64_t ks__place_page_bytes(const ks_pweight *w, const ks_numa *m);
-void ks__place(const ks_plan *p, const ks_mem *mem, const ks_numa *m);
+void ks__place(const ks_wplan *p, const ks_mem *mem, const ks_numa *m);
 
 #endif

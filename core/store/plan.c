@@ -14,7 +14,7 @@
 #define NAME_BYTES 600u
 
 typedef struct planner {
-    ks_plan *p;
+    ks_wplan *p;
     const ks_ckpt *c;
     const ks_store_opts *o;
     ks_qconf q;
@@ -307,7 +307,7 @@ bool ks__plan_row(const ks_pweight *w, uint32_t r, uint32_t *ret_part, uint64_t 
 /* ---- layout */
 
 /* Weights joined by `with` share one stride: their matrices of one index lie together. */
-static int lay_out(ks_plan *p, ks_err *err)
+static int lay_out(ks_wplan *p, ks_err *err)
 {
     uint64_t at = 0;
     bool *placed = ks_arena_calloc(&p->arena, p->n_weights, sizeof *placed);
@@ -348,7 +348,7 @@ static int lay_out(ks_plan *p, ks_err *err)
 }
 
 /* The scratch one block of `count` units needs. */
-static void measure(ks_plan *p, const ks_pweight *w, uint64_t rows)
+static void measure(ks_wplan *p, const ks_pweight *w, uint64_t rows)
 {
     const ks_wspec *s = w->spec;
     for (uint64_t i = 0; w->src && i < (uint64_t)s->n_mat * s->n_parts; i++) {
@@ -376,7 +376,7 @@ static void unit_of(const ks_pweight *w, uint32_t *ret_n, size_t *ret_bytes, uin
     *ret_per = per == 0 ? 1 : (uint32_t)KS_MIN(per, (size_t)*ret_n);
 }
 
-static int cut_blocks(ks_plan *p, ks_err *err)
+static int cut_blocks(ks_wplan *p, ks_err *err)
 {
     uint64_t total = 0;
     for (int pass = 0; pass < 2; pass++) { /* count, then write */
@@ -411,7 +411,7 @@ static int cut_blocks(ks_plan *p, ks_err *err)
 }
 
 /* Everything that the bytes depend on, in one string. */
-static int hash_settings(ks_plan *p, const ks_qconf *q, ks_err *err)
+static int hash_settings(ks_wplan *p, const ks_qconf *q, ks_err *err)
 {
     ks_buf b;
     ks_buf_init(&b, 0);
@@ -439,7 +439,7 @@ static int hash_settings(ks_plan *p, const ks_qconf *q, ks_err *err)
     return failed ? no_memory(err) : 0;
 }
 
-int ks__plan_init(ks_plan *p, const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
+int ks__plan_init(ks_wplan *p, const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
                   ks_err *err)
 {
     memset(p, 0, sizeof *p);
@@ -459,7 +459,7 @@ int ks__plan_init(ks_plan *p, const ks_ckpt *c, const ks_wspec *specs, uint32_t 
     return rc;
 }
 
-void ks__plan_fini(ks_plan *p)
+void ks__plan_fini(ks_wplan *p)
 {
     if (!p) return;
     ks_arena_fini(&p->arena);

@@ -28,7 +28,7 @@ typedef struct ks_block {
     uint32_t bytes, weight, mat, first, count;
 } ks_block;
 
-typedef struct ks_plan {
+typedef struct ks_wplan {
     ks_arena arena;
     ks_pweight *weights;
     uint32_t n_weights, n_blocks;
@@ -36,11 +36,11 @@ typedef struct ks_plan {
     uint64_t payload_bytes;
     size_t raw_bytes, floats; /* scratch that the largest block needs */
     ks_hash128 settings;      /* of everything that determines the bytes but the checkpoint's content */
-} ks_plan;
+} ks_wplan;
 
-KS_MUST_CHECK int ks__plan_init(ks_plan *p, const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs,
+KS_MUST_CHECK int ks__plan_init(ks_wplan *p, const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs,
                                 const ks_store_opts *o, ks_err *err);
-void ks__plan_fini(ks_plan *p); /* a zeroed one is fine */
+void ks__plan_fini(ks_wplan *p); /* a zeroed one is fine */
 
 /* Where logical row r of a weight comes from. False: a padding row. */
 bool ks__plan_row(const ks_pweight *w, uint32_t r, uint32_t *ret_part, uint64_t *ret_row);

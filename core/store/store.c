@@ -25,7 +25,7 @@ struct ks_store {
 
 /* One pass over all blocks of the source, on all threads. */
 typedef struct pass {
-    const ks_plan *plan;
+    const ks_wplan *plan;
     const ks_ckpt *ckpt;
     ks_cache *cache; /* NULL: none */
     uint8_t *arena;
@@ -124,7 +124,7 @@ static int block_compare(pass *x, ks_builder *b, uint32_t i, ks_err *err)
 }
 
 /* The memory for the weights, near those who are going to read it. */
-static int make_arena(ks_store *s, const ks_plan *p, const ks_store_opts *o, ks_err *err)
+static int make_arena(ks_store *s, const ks_wplan *p, const ks_store_opts *o, ks_err *err)
 {
     int rc = ks__mem_init(&s->mem, p->payload_bytes, err);
     if (rc != 0) return rc;
@@ -146,7 +146,7 @@ static int make_arena(ks_store *s, const ks_plan *p, const ks_store_opts *o, ks_
     return 0;
 }
 
-static int build_all(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o,
+static int build_all(ks_store *s, const ks_wplan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o,
                      ks_err *err)
 {
     pass x = { .plan = p, .ckpt = c, .cache = cache, .block = block_build };
@@ -156,7 +156,7 @@ static int build_all(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *
 }
 
 /* From the finished cache file, if it is there, whole, and made of this very source. */
-static int load(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o, ks_err *err)
+static int load(ks_store *s, const ks_wplan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o, ks_err *err)
 {
     int rc = ks__cache_open(cache, err);
     if (rc != 0) return rc;
@@ -178,7 +178,7 @@ static int load(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache
 }
 
 /* Damage is mended by building again, and told; a full disk or lack of memory is the caller's. */
-static int load_or_miss(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o,
+static int load_or_miss(ks_store *s, const ks_wplan *p, const ks_ckpt *c, ks_cache *cache, const ks_store_opts *o,
                         ks_err *err)
 {
     ks_err e = { .code = 0 };
@@ -189,7 +189,7 @@ static int load_or_miss(ks_store *s, const ks_plan *p, const ks_ckpt *c, ks_cach
     return rc;
 }
 
-static int open_cached(ks_store *s, const ks_plan *p, const ks_ckpt *c, const ks_store_opts *o, ks_err *err)
+static int open_cached(ks_store *s, const ks_wplan *p, const ks_ckpt *c, const ks_store_opts *o, ks_err *err)
 {
     ks_cache cache;
     int rc = ks__cache_init(&cache, p, c, o->cache_dir, err);
@@ -213,7 +213,7 @@ static int open_cached(ks_store *s, const ks_plan *p, const ks_ckpt *c, const ks
 int ks_store_check(const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_store_opts *o,
                    ks_weight *ret_weights, ks_err *err)
 {
-    ks_plan p = { 0 };
+    ks_wplan p = { 0 };
     int rc = ks__plan_init(&p, c, specs, n_specs, o, err);
     for (uint32_t i = 0; !rc && i < p.n_weights; i++) {
         ret_weights[i] = p.weights[i].w;
@@ -225,7 +225,7 @@ int ks_store_check(const ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, co
 }
 
 /* Descriptions and data pointers; names move into the store, which outlives the plan. */
-static int publish(ks_store *s, const ks_plan *p, ks_weight *ret_weights, ks_err *err)
+static int publish(ks_store *s, const ks_wplan *p, ks_weight *ret_weights, ks_err *err)
 {
     size_t n = 1;
     for (uint32_t i = 0; i < p->n_weights; i++) n += strlen(p->weights[i].w.name) + 1;
@@ -267,7 +267,7 @@ int ks_store_open(ks_ckpt *c, const ks_wspec *specs, uint32_t n_specs, const ks_
                   ks_store **ret, ks_err *err)
 {
     const uint64_t begin = ks_now_ns();
-    ks_plan p;
+    ks_wplan p;
     ks_store *s = ks_calloc(1, sizeof *s);
     if (!s) return ks_fail(err, KS_E_NOMEM, "out of memory for the weight store");
     int rc = ks__plan_init(&p, c, specs, n_specs, o, err);

@@ -20,7 +20,7 @@
 #define REPEATS_MAX 32u
 
 typedef struct bench {
-    ks_plan plan;
+    ks_wplan plan;
     ks_pweight weight;
     ks_cache cache;
     uint32_t n_threads;

@@ -11,7 +11,7 @@
 
 /* A cache file without a model: blocks of odd sizes and in no order, some with gaps, some larger than a piece. */
 typedef struct fixture {
-    ks_plan plan;
+    ks_wplan plan;
     ks_pweight weight;
     ks_cache cache;
     uint8_t *bytes, *arena;
