@@ -7,6 +7,8 @@
 #include <stdlib.h>
 
 #define MAX_GPUS 64u
+#define MAX_KV_BYTES ((uint64_t)4 << 30)
+#define KV_SLACK_TOKENS 256u  /* pages that are begun */
 #define GPU_STEP_TOKENS 2048u /* experts go over the link once a step: four times the CPU's step */
 
 bool ks_gpu_selected(const char *list, const ks_device_info *gpu)
@@ -64,6 +66,18 @@ static int check_layers(const ks_app *a, ks_err *err)
                    text, n);
 }
 
+/* Without --kv-cache-mb: an eighth of the GPU's memory, at least one context, at most what the CPU would take. */
+static uint64_t kv_bytes(const ks_engine_opts *o, uint64_t memory)
+{
+    const ks_graph *g = &o->model->graph;
+    uint64_t token = 0;
+    for (uint32_t i = 0; i < g->n_states; i++)
+        if (g->states[i].kind == KS_STATE_KV)
+            token += (uint64_t)(g->states[i].k_width + g->states[i].v_width) * ks_type_bits(o->kv_type) / 8;
+    uint64_t one = token * (o->n_ctx + KV_SLACK_TOKENS);
+    return KS_MAX(one, KS_MIN(memory / 8, MAX_KV_BYTES));
+}
+
 static int use_gpu(ks_app *a, ks_engine_opts *o, ks_plugin_entry *p, ks_err *err)
 {
     ks_device_info gpu[MAX_GPUS];
@@ -87,6 +101,7 @@ static int use_gpu(ks_app *a, ks_engine_opts *o, ks_plugin_entry *p, ks_err *err
                                 .share = strcmp(ks_config_str(a->config, "device"), "cuda") != 0,
                                 .main_budget = budget };
     if (ks_config_from(a->config, "step-tokens") == KS_FROM_DEFAULT) o->step_tokens = GPU_STEP_TOKENS;
+    if (!o->kv_bytes) o->kv_bytes = kv_bytes(o, budget ? budget : gpu[0].mem_free_bytes);
     o->device = &ks_split_device_iface;
     o->device_self = &a->split;
     ks_log(KS_LOG_INFO, "device",

@@ -245,7 +245,7 @@ void cu_launch_merge(const cu_attn *a, cu_stream s)
     else if (a->d_v <= 256)
         merge_kernel<16><<<blocks, THREADS, 0, s>>>(*a);
     else
-        merge_kernel<32><<<blocks, THREADS, 0, s>>>(*a);
+        merge_kernel<40><<<blocks, THREADS, 0, s>>>(*a);
 }
 
 template <uint32_t COLS> static int launch(const cu_attn *a, cu_stream s)
@@ -268,5 +268,6 @@ int cu_launch_attn(const cu_attn *a, cu_stream s)
     if (a->d_v <= 64) return launch<4>(a, s);
     if (a->d_v <= 128) return launch<8>(a, s);
     if (a->d_v <= 256) return launch<16>(a, s);
-    return launch<32>(a, s);
+    if (a->d_v <= 512) return launch<32>(a, s);
+    return launch<40>(a, s);
 }

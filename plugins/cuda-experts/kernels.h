@@ -123,7 +123,7 @@ typedef struct cu_append {
 void cu_launch_append(const cu_append *a, cu_stream s);
 
 #define CU_ATTN_QUERIES 16u /* (row, head) pairs of a block */
-#define CU_ATTN_MAX_D 640u  /* d_k; d_v: 512 */
+#define CU_ATTN_MAX_D 640u  /* d_k and d_v */
 typedef struct cu_attn {
     uint32_t n_tiles, n_heads, n_kv_heads, d_k, d_v, window, chunk;
     uint32_t n_spans; /* 0: a block walks all spans; else each has blocks of its own, and `part` holds their results */

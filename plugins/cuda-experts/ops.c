@@ -400,7 +400,7 @@ static bool has_matmul(const ks_graph *g, int32_t index)
 
 static bool can_attend(const cu_dev *d, uint32_t d_k, uint32_t d_v)
 {
-    return d_k <= CU_ATTN_MAX_D && d_v <= 512 && cu_attn_shared_bytes(d_k, d_v) <= d->shared_max;
+    return d_k <= CU_ATTN_MAX_D && d_v <= CU_ATTN_MAX_D && cu_attn_shared_bytes(d_k, d_v) <= d->shared_max;
 }
 
 static bool can_run(const cu_dev *d, const ks_graph *g, const ks_op *op)

@@ -43,7 +43,7 @@ static int choose(const char *const *settings, size_t n, bool with_plugin, ks_en
     ks_registry_opts ro = { .cpu = ks_cpu_features(), .n_threads = 1 };
     *a = (ks_app) { 0 };
     *err = (ks_err) { 0 };
-    *o = (ks_engine_opts) { .step_tokens = 512 };
+    *o = (ks_engine_opts) { .step_tokens = 512, .model = &a->model };
     ok(ks_config_new(&a->config, err), err);
     for (size_t i = 0; i < n; i += 2)
         ok(ks_config_set(a->config, settings[i], settings[i + 1], KS_FROM_FLAG, "flag", err), err);

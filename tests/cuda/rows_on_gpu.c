@@ -4,12 +4,14 @@
 #include "kernels.h"
 #include <cuda_runtime_api.h>
 #include <stdbool.h>
+#include <stdlib.h>
 
 #define ARENA_BYTES ((size_t)256 << 20)
 
 static uint8_t *arena;
 static size_t used;
 static cudaError_t error;
+static int error_line;
 
 int gpu_rows_open(char *why, size_t cap)
 {
@@ -30,13 +32,20 @@ void gpu_rows_close(void)
 
 const char *gpu_rows_error(void)
 {
-    return error == cudaSuccess ? "" : cudaGetErrorString(error);
+    static char text[128];
+    if (error == cudaSuccess) return "";
+    (void)snprintf(text, sizeof text, "%s in line %d of rows_on_gpu.c", cudaGetErrorString(error), error_line);
+    error = cudaSuccess; /* the next row starts anew */
+    return text;
 }
 
-static void keep(cudaError_t rc)
+static void keep_at(cudaError_t rc, int line)
 {
-    if (error == cudaSuccess && rc != cudaSuccess) error = rc;
+    if (error != cudaSuccess || rc == cudaSuccess) return;
+    error = rc;
+    error_line = line;
 }
+#define keep(rc) keep_at(rc, __LINE__)
 
 static void *take(size_t bytes)
 {
@@ -111,6 +120,7 @@ static void quant(const void *args, uint32_t begin, uint32_t end, void *scratch)
 
 static void matmul(uint32_t type, const ks_matmul_args *a, uint32_t begin, uint32_t end)
 {
+    if (begin >= end) return;
     uint32_t n_rows = 0, o0 = begin * 16, o1 = end * 16 < a->n_out ? end * 16 : a->n_out;
     for (uint32_t r = 0; r < a->n_rows; r++) {
         uint32_t row = a->rows ? a->rows[r] : r;
@@ -315,6 +325,44 @@ ATTN(BF16)
 ATTN(F8E4M3)
 #undef ATTN
 
+static void store(uint32_t type, const ks_store_args *a, uint32_t begin, uint32_t end)
+{
+    uint32_t n = end - begin, *zero;
+    size_t bytes = (size_t)a->n * ks_type_bits(type) / 8;
+    cu_seq seq = { .n_rows = n }; /* row r is position r, and a page holds one position */
+    used = 0;
+    zero = calloc(n + 1, sizeof *zero);
+    uint32_t *pages = calloc(n + 1, sizeof *pages);
+    for (uint32_t r = 0; pages && r < n; r++) pages[r] = r;
+    cu_append m = { .x = { rows_up(a->x + begin * a->x_stride, n, a->x_stride * 4, (size_t)a->n * 4), a->n },
+                    .cache = { take(n * bytes), bytes, type, a->n, 1, 0 },
+                    .n_rows = n,
+                    .n = a->n,
+                    .row_seq = taken(zero, (size_t)(n + 1) * 4),
+                    .seqs = taken(&seq, sizeof seq),
+                    .pages = taken(pages, (size_t)(n + 1) * 4) };
+    cu_launch_append(&m, NULL);
+    finish();
+    for (uint32_t r = 0; r < n; r++) {
+        uint32_t pos = a->pos + begin + r;
+        size_t at = ((size_t)(pos % a->page_tok) * a->y_stride + a->col) * (ks_type_bits(type) / 8);
+        down((uint8_t *)a->y + a->pages[pos / a->page_tok] * a->page_bytes + at, m.cache.p + r * bytes, bytes);
+    }
+    free(zero);
+    free(pages);
+}
+
+#define STORE(TYPE)                                                                         \
+    static void store_##TYPE(const void *args, uint32_t begin, uint32_t end, void *scratch) \
+    {                                                                                       \
+        (void)scratch;                                                                      \
+        store(KS_T_##TYPE, args, begin, end);                                               \
+    }
+STORE(F32)
+STORE(BF16)
+STORE(F8E4M3)
+#undef STORE
+
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_gpu", .fn = quant },
     { .op = KS_K_MATMUL,
@@ -352,6 +400,9 @@ static const ks_kernel rows[] = {
     { .op = KS_K_GLU, .xtype = KS_T_F32, .name = "glu_gpu", .fn = glu },
     { .op = KS_K_ATTN, .wtype = KS_T_F32, .xtype = KS_T_F32, .name = "attn_f32_gpu", .fn = attn_F32 },
     { .op = KS_K_ATTN, .wtype = KS_T_BF16, .xtype = KS_T_F32, .name = "attn_bf16_gpu", .fn = attn_BF16 },
+    { .op = KS_K_STORE, .wtype = KS_T_F32, .xtype = KS_T_F32, .name = "store_f32_gpu", .fn = store_F32 },
+    { .op = KS_K_STORE, .wtype = KS_T_BF16, .xtype = KS_T_F32, .name = "store_bf16_gpu", .fn = store_BF16 },
+    { .op = KS_K_STORE, .wtype = KS_T_F8E4M3, .xtype = KS_T_F32, .name = "store_f8e4m3_gpu", .fn = store_F8E4M3 },
     { .op = KS_K_ATTN, .wtype = KS_T_F8E4M3, .xtype = KS_T_F32, .name = "attn_f8e4m3_gpu", .fn = attn_F8E4M3 },
 };
 

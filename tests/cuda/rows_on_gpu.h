@@ -10,7 +10,7 @@ int gpu_rows_open(char *why, size_t cap);
 void gpu_rows_close(void);
 /* NULL: there is no such row. */
 const ks_kernel *gpu_row(uint32_t op, uint32_t wtype);
-/* The first CUDA error since open, "" if there was none. */
+/* The first CUDA error since the last question, "" if there was none. */
 const char *gpu_rows_error(void);
 
 #endif
