@@ -31,7 +31,7 @@ typedef void (*ks_cold_fn)(void *ctx, uint32_t op, uint32_t n_rows, const float 
 typedef struct ks_bind {
     uint32_t size, kv_type; /* KS_T_F32, BF16 or F8E4M3 */
     const ks_graph *graph;
-    uint32_t op_begin, op_end;  /* the ops this device runs */
+    uint32_t op_begin, op_end;  /* the ops this device runs; those among them that it cannot lower it never gets */
     uint32_t n_pages, page_tok; /* KV pages to hold */
     uint32_t n_slots;           /* recurrent state slots */
     uint32_t max_rows, max_out; /* of one step */

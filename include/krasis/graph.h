@@ -78,8 +78,10 @@ typedef struct ks_op {
 /* Registers. ROWS registers have one row a token of the batch, OUT registers one a logit row.
  * A view is columns [col, col + width) of the register base - 1: it has that one's rows and stride and no
  * memory of its own, so that one matrix may fill what several ops read (q | k | v). */
-#define KS_REG_F32 1u   /* (n_rows, width) float */
-#define KS_REG_ROUTE 2u /* (n_rows, width) pairs: int32 expert, float weight; a row's experts ascend */
+#define KS_REG_F32 1u /* (n_rows, width) float */
+#define KS_REG_ROUTE                                                                                    \
+    2u /* (n_rows, width) pairs: int32 expert, float weight; a row's experts ascend; put() may bring an \
+        * expert -1: that pair adds nothing here, another device has it */
 #define KS_REG_SEL \
     3u /* (n_rows, width) key positions with a count a row; get and put: (n_rows, 1 + width), count first */
 #define KS_REG_OUT 0x100u /* flag: indexed by logit row */
