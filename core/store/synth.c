@@ -384,6 +384,15 @@ static void make_floats(const item *it, uint64_t e, uint32_t n, uint16_t *dst)
         if ((e + i) / it->cols % it->rows == 0) dst[i] = ks_f32_to_bf16(it->t.row0);
 }
 
+/* Every nibble that is 0 becomes 8: codes of 4 bits, less 8, then have the mean 0. With a mean of -1/2 every row of
+ * every matrix would share a component, and soon all activations. */
+static uint64_t even_nibbles(uint64_t h)
+{
+    uint64_t any = h | h >> 1;
+    any |= any >> 2;
+    return h | (~any & UINT64_C(0x1111111111111111)) << 3;
+}
+
 /* Bytes [at, at + n) of a tensor of bytes; at and n are multiples of 8. */
 static void make_bytes(const item *it, uint64_t at, uint32_t n, uint8_t *dst)
 {
@@ -391,6 +400,7 @@ static void make_bytes(const item *it, uint64_t at, uint32_t n, uint8_t *dst)
     if (it->t.std == 0) memset(dst, (int)it->t.mean, n);
     for (uint32_t i = 0; it->t.std != 0 && i < n; i += 8) {
         uint64_t h = draw(it, (at + i) / 8);
+        if (it->t.type == KS_T_I32) h = even_nibbles(h);
         memcpy(dst + i, &h, 8);
     }
     for (uint32_t i = 0; it->t.has_row0 && i < n; i++)

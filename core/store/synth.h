@@ -12,7 +12,8 @@
 
 #define KS_SYNTH_FILE "model.synth"
 
-/* BF16: normal numbers. Of other types: std 0: every byte is `mean`; else uniform bytes. */
+/* BF16: normal numbers. Of other types: std 0: every byte is `mean`; else uniform bytes, of I32 nibbles whose mean
+ * is 8. */
 typedef struct ks_synth_tensor {
     const char *name;
     uint32_t type, rank;

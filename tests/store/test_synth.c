@@ -181,6 +181,28 @@ static void bytes_without_deviation_are_constant(void **state)
     ks_synth_close(s);
 }
 
+static void packed_codes_have_no_mean(void **state)
+{
+    (void)state;
+    enum { N = 1 << 16 };
+    const ks_synth_tensor t = { .name = "p", .type = KS_T_I32, .rank = 1, .shape = { N / 4 }, .std = 1 };
+    static uint8_t x[N];
+    ks_synth *s = list_of(&t, 1, 1);
+    uint32_t count[16] = { 0 };
+    double sum = 0;
+    ks_err err;
+    assert_ok(ks_synth_read(s, 0, 0, x, N, &err), &err);
+    for (size_t i = 0; i < N; i++) {
+        count[x[i] & 15]++;
+        count[x[i] >> 4]++;
+    }
+    for (int k = 0; k < 16; k++) sum += (k - 8.0) * count[k];
+    assert_true(fabs(sum / (2.0 * N)) < 0.05);
+    assert_int_equal(count[0], 0);
+    for (int k = 1; k < 16; k++) assert_true(count[k] > N / 10);
+    ks_synth_close(s);
+}
+
 static void hostile_lists_are_refused(void **state)
 {
     (void)state;
@@ -252,6 +274,7 @@ int main(void)
         cmocka_unit_test(seed_and_name_decide_the_numbers),
         cmocka_unit_test(first_row_and_column_are_as_the_law_says),
         cmocka_unit_test(bytes_without_deviation_are_constant),
+        cmocka_unit_test(packed_codes_have_no_mean),
         cmocka_unit_test(hostile_lists_are_refused),
         cmocka_unit_test(a_folder_with_a_list_is_a_checkpoint),
     };
