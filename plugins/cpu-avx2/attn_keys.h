@@ -55,8 +55,8 @@ static uint32_t block_dense(const ks_attn_args *a, uint32_t kvh, uint32_t size, 
 KS_INLINE void block_prefetch(const block *b, uint32_t i0, uint32_t i1, size_t k_bytes, size_t v_bytes)
 {
     for (uint32_t i = i0; i < i1; i++) {
-        for (size_t at = 0; at < k_bytes; at += 64) _mm_prefetch((const char *)b->k[i] + at, _MM_HINT_T1);
-        for (size_t at = 0; at < v_bytes; at += 64) _mm_prefetch((const char *)b->v[i] + at, _MM_HINT_T1);
+        for (size_t at = 0; at < k_bytes; at += 64) _mm_prefetch((const char *)b->k[i] + at, _MM_HINT_T0);
+        for (size_t at = 0; at < v_bytes; at += 64) _mm_prefetch((const char *)b->v[i] + at, _MM_HINT_T0);
     }
 }
 
