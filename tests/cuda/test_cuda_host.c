@@ -1,0 +1,218 @@
+/* The host side of the CUDA device on a fake runtime: what moves over the link, where experts are, and that every call
+ * that fails is an error with a message and leaves nothing behind. */
+#include "device.h"
+#include "fake_cuda.h"
+#include "graph/fixture.h"
+#include "iface.h"
+#include "support/golden_ckpt.h"
+
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#define ROWS 64u
+#define EXPERTS(f) ((f)->model.graph.n_experts)
+#define LAYERS(f) ((f)->model.graph.n_layers)
+
+static cu_options options;
+static uint32_t n_lines;
+static int32_t ids[ROWS];
+
+static void log_line(const ks_host *h, int32_t level, const char *msg)
+{
+    (void)h, (void)level, (void)msg;
+    n_lines++;
+}
+
+static const ks_host host = { .size = sizeof host, .log = log_line };
+static cu_plugin plugin = { &host, &options };
+
+static int choose(fixture *f, ks_err *err)
+{
+    (void)err;
+    f->iface = &cu_iface;
+    f->device_self = &plugin;
+    return 0;
+}
+
+static int set_up(void **state)
+{
+    ks_err err;
+    (void)state;
+    fx_use_device(choose);
+    if (!ks_golden_write(KS_SOURCE_DIR "/tests/golden/qwen3_moe", "qwen3_moe", &err)) return 0;
+    print_error("%s\n", err.msg);
+    return -1;
+}
+
+static int open_with(fixture *f, int64_t resident, int64_t ring, ks_err *err)
+{
+    options = (cu_options) { .resident = resident, .ring = ring };
+    fake = (fake_cuda) { .fail_at = fake.fail_at, .limit = fake.limit };
+    return fx_open(f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, err);
+}
+
+static void must(int rc, const ks_err *err)
+{
+    if (rc) fail_msg("%s", err->msg);
+}
+
+static int step(fixture *f, uint32_t n, ks_err *err)
+{
+    fx_seq s = { .n = n, .ids = ids };
+    float *logits = malloc((size_t)n * f->model.graph.n_vocab * sizeof *logits);
+    assert_non_null(logits);
+    int rc = fx_step(f, &s, 1, logits, NULL, err);
+    free(logits);
+    return rc;
+}
+
+static void nothing_is_left(void)
+{
+    assert_int_equal(fake.held, 0);
+    assert_int_equal(fake.n_blocks + fake.n_pinned + fake.n_events + fake.n_streams + fake.n_registered, 0);
+}
+
+static uint64_t bytes_of_step(fixture *f, uint32_t n)
+{
+    ks_err err;
+    ks_device_stats a = { .size = sizeof a }, b = { .size = sizeof b };
+    must(f->iface->stats(f->dev, &a, &err), &err);
+    must(step(f, n, &err), &err);
+    must(f->iface->stats(f->dev, &b, &err), &err);
+    return b.bytes_in - a.bytes_in;
+}
+
+/* One expert's bytes, as the ring copies them. */
+static uint64_t expert_bytes(const fixture *f)
+{
+    for (uint32_t i = 0; i < f->model.graph.n_ops; i++) {
+        const ks_op *op = &f->model.graph.ops[i];
+        if (op->kind != KS_OP_EXPERTS) continue;
+        const ks_weight *gu = &f->model.graph.weights[op->w[0]], *down = &f->model.graph.weights[op->w[1]];
+        return (uint64_t)((const uint8_t *)down->data - (const uint8_t *)gu->data) + down->mat_bytes;
+    }
+    return 0;
+}
+
+static void each_cold_expert_crosses_the_link_once_a_step(void **state)
+{
+    static const int64_t ways[][2] = { { -1, 0 }, { 0, 2 }, { 0, 3 }, { 5, 2 }, { 0, 0 }, { 7, 64 } };
+    ks_err err;
+    uint64_t base = 0;
+    (void)state;
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        fixture f;
+        must(open_with(&f, ways[i][0], ways[i][1], &err), &err);
+        uint64_t all = (uint64_t)LAYERS(&f) * EXPERTS(&f), cold = ways[i][0] < 0 ? 0 : all - (uint64_t)ways[i][0];
+        for (uint32_t n = 0; n < 3; n++) {
+            uint64_t moved = bytes_of_step(&f, ROWS);
+            if (i == 0) base = moved; /* tables and embeddings */
+            assert_int_equal(moved - base, cold * expert_bytes(&f));
+        }
+        fx_close(&f);
+        nothing_is_left();
+    }
+}
+
+static void placed_experts_are_not_sent_again(void **state)
+{
+    ks_err err;
+    fixture f;
+    uint32_t list[] = { 0, 3, 1, 1, 1, 0 }, bad[] = { 0, 9999 };
+    (void)state;
+    must(open_with(&f, 3, 4, &err), &err);
+    uint64_t before = bytes_of_step(&f, ROWS);
+    must(f.iface->place(f.dev, list, 3, &err), &err);
+    assert_int_equal(bytes_of_step(&f, ROWS), before);
+    must(f.iface->place(f.dev, list, 1, &err), &err); /* two less */
+    assert_int_equal(bytes_of_step(&f, ROWS) - before, 2 * expert_bytes(&f));
+    assert_int_equal(f.iface->place(f.dev, list, 4, &err), KS_E_LIMIT);
+    assert_non_null(strstr(err.msg, "4 experts to keep, there is room for 3"));
+    assert_int_equal(f.iface->place(f.dev, bad, 1, &err), KS_E_INVAL);
+    assert_non_null(strstr(err.msg, "no expert 9999 in layer 0"));
+    fx_close(&f);
+    nothing_is_left();
+}
+
+static void the_resident_set_never_exceeds_the_budget(void **state)
+{
+    ks_err err;
+    fixture f;
+    uint64_t x = 1;
+    (void)state;
+    must(open_with(&f, 6, 2, &err), &err);
+    size_t held = fake.held;
+    for (uint32_t i = 0; i < 2000; i++) {
+        uint32_t list[12], n = 0;
+        for (uint32_t e = 0; n < 6 && e < LAYERS(&f) * EXPERTS(&f); e++) {
+            x = x * 6364136223846793005u + 1442695040888963407u;
+            if (x >> 61) continue;
+            list[2 * n] = e / EXPERTS(&f);
+            list[2 * n++ + 1] = e % EXPERTS(&f);
+        }
+        must(f.iface->place(f.dev, list, n, &err), &err);
+        if (i % 50 == 0) must(step(&f, 8, &err), &err);
+        assert_int_equal(fake.held, held);
+    }
+    fx_close(&f);
+    nothing_is_left();
+}
+
+static void too_little_memory_says_what_did_not_fit(void **state)
+{
+    ks_err err;
+    fixture f;
+    (void)state;
+    fake.limit = 1 << 20;
+    assert_int_equal(open_with(&f, -1, 0, &err), KS_E_NOMEM);
+    assert_non_null(strstr(err.msg, "GPU 0"));
+    assert_non_null(strstr(err.msg, "--vram-limit"));
+    fx_close(&f);
+    fake.limit = 0;
+    nothing_is_left();
+}
+
+/* The n-th call fails, for every n until none does: opening or a step says so, and later steps say it again. */
+static void every_failed_call_is_an_error_and_leaves_nothing_behind(void **state)
+{
+    ks_err err;
+    uint32_t n = 1, failed = 0, retired = 0;
+    (void)state;
+    for (bool more = true; more; n += n < 60 ? 1 : 7) {
+        fixture f;
+        fake.fail_at = n;
+        int rc = open_with(&f, 3, 2, &err);
+        if (!rc) rc = step(&f, 32, &err);
+        more = fake.calls >= n;
+        if (rc) {
+            failed++;
+            assert_true(rc < 0 && err.msg[0]);
+        }
+        if (rc == KS_E_DEVICE && f.dev && ((cu_dev *)f.dev)->g) {
+            ks_err again;
+            retired++;
+            assert_int_equal(step(&f, 1, &again), KS_E_DEVICE);
+            assert_non_null(strstr(again.msg, "the device is no longer used"));
+        }
+        fx_close(&f);
+        nothing_is_left();
+    }
+    fake.fail_at = 0;
+    print_message("  %u failures, %u devices retired in a step\n", failed, retired);
+    assert_true(failed > 50 && retired > 5);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(each_cold_expert_crosses_the_link_once_a_step),
+        cmocka_unit_test(placed_experts_are_not_sent_again),
+        cmocka_unit_test(the_resident_set_never_exceeds_the_budget),
+        cmocka_unit_test(too_little_memory_says_what_did_not_fit),
+        cmocka_unit_test(every_failed_call_is_an_error_and_leaves_nothing_behind),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
