@@ -19,8 +19,8 @@ typedef struct ks_engine_opts {
     bool chat_developer;     /* the template knows the role "developer" */
     const ks_device_iface *device;
     void *device_self;
-    ks_pool *pool; /* for sampling; also what the CPU device runs on. May be NULL: the engine thread alone */
-    const char *name, *path;       /* of the model, for clients */
+    ks_pool *pool;           /* for sampling; also what the CPU device runs on. May be NULL: the engine thread alone */
+    const char *name, *path; /* of the model, for clients */
     const char *generation_config; /* text of generation_config.json or NULL */
     uint32_t n_ctx;                /* tokens one sequence may hold; 0: the model's */
     uint32_t kv_type;
