@@ -31,26 +31,26 @@
 #define B_10 6 /* strip 1 */
 #define B_11 7
 
-#ifndef AMX_MIN_ROWS
 #define AMX_MIN_ROWS 8u /* fewer go through vpdpbusd */
-#endif
 #define GROUP_MAX 128u
 #define GROUP_BYTES (GROUP_MAX * 16) /* of one strip, unpacked */
 #define BLOCK_LINES 16u              /* rows of a block */
 
 /* Weights are asked for this many groups before they are unpacked. */
-#ifndef AHEAD
 #define AHEAD 3u
-#endif
+
+/* A block's sums are added this many blocks later: they come from the tile unit late. */
+#define LAG 1u
+#define RING 4u
 
 /* Parts of the scratch. Rows of activations are copied where they lie scattered or in the same few sets of the
  * first-level cache. */
 typedef struct parts {
-    uint8_t bytes[2][2][GROUP_BYTES];    /* unpacked weights: of this group and the next, of two strips */
-    int32_t ints[2][2][BLOCK_LINES][16]; /* sums of this block and the last one, of two strips */
-    float acc[2][AMX_ROWS][16];          /* running sums of two strips */
-    float xscale[AMX_PACK_BYTES / 128];  /* copied rows: their scales */
-    int8_t q[AMX_PACK_BYTES];            /* and their columns */
+    uint8_t bytes[2][2][GROUP_BYTES];       /* unpacked weights: of this group and the next, of two strips */
+    int32_t ints[RING][2][BLOCK_LINES][16]; /* sums of the last blocks, of two strips */
+    float acc[AMX_ROWS][2][16];             /* running sums of two strips */
+    float xscale[AMX_PACK_BYTES / 128];     /* copied rows: their scales */
+    int8_t q[AMX_PACK_BYTES];               /* and their columns */
 } parts;
 _Static_assert(sizeof(parts) == MATMUL_AMX_SCRATCH_BYTES, "rows.h tells the host how much scratch there is");
 
@@ -78,6 +78,12 @@ typedef struct panel {
     uint32_t strip, n, group, n_lines; /* of a strip; lines beyond n_in are zeros */
 } panel;
 
+/* A block whose sums still have to be added. */
+typedef struct pending {
+    __m512 scale[2];
+    uint32_t strip, n, group, block;
+} pending;
+
 /* What gcc's tile intrinsics read and write through pointers, they do not tell the compiler. */
 KS_INLINE void tile_memory(void)
 {
@@ -102,6 +108,7 @@ KS_INLINE void panel_at(const job *j, uint32_t wtype, uint32_t s, uint32_t end, 
     ret->group = g;
     ret->n = end - s < 2 ? 1 : 2;
     ret->n_lines = left < a->group / 8 ? left : a->group / 8;
+    ret->scale[1] = _mm512_setzero_ps();
     for (uint32_t v = 0; v < ret->n; v++) {
         const uint8_t *w = strip_of(a, s + v);
         ret->values[v] = w + at;
@@ -128,28 +135,36 @@ KS_INLINE int in_place(const job *j, const panel *p, uint32_t wtype)
     return wtype == KS_T_I8 && p->n_lines == j->a->group / 8;
 }
 
+/* Lines [from, to) of one strip of a panel. Those beyond n_in are zeros. */
+KS_INLINE void prepare_strip(const panel *p, uint32_t wtype, int copied, uint32_t v, uint32_t from, uint32_t to,
+                             uint8_t *dst)
+{
+    const uint8_t *w = p->values[v] + (size_t)from * line_bytes(wtype);
+    const uint8_t *ahead = p->ahead[v] + (size_t)from * line_bytes(wtype);
+    for (uint32_t l = from; l < to; l++, w += line_bytes(wtype), ahead += line_bytes(wtype)) {
+        _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+        if (wtype == KS_T_I8) _mm_prefetch((const char *)ahead + 64, _MM_HINT_T1);
+        if (!copied) continue;
+        uint8_t *to_line = dst + (size_t)l * 128;
+        if (l >= p->n_lines) {
+            _mm512_store_si512(to_line, _mm512_setzero_si512());
+            _mm512_store_si512(to_line + 64, _mm512_setzero_si512());
+        } else if (wtype == KS_T_I8) {
+            _mm512_store_si512(to_line, _mm512_load_si512(w));
+            _mm512_store_si512(to_line + 64, _mm512_load_si512(w + 64));
+        } else {
+            unpack_line(w, wtype, to_line);
+        }
+    }
+}
+
 /* Lines [from, to) of a panel, those of strip 0 first, into its buffer. */
 KS_INLINE void prepare(const job *j, const panel *p, uint32_t wtype, uint32_t from, uint32_t to, uint32_t buffer)
 {
     const uint32_t n = j->a->group / 8;
-    for (uint32_t i = from; i < to; i++) {
-        uint32_t v = i >= n, l = v ? i - n : i;
-        const uint8_t *w = p->values[v] + (size_t)l * line_bytes(wtype);
-        const uint8_t *ahead = p->ahead[v] + (size_t)l * line_bytes(wtype);
-        uint8_t *dst = j->p->bytes[buffer][v] + (size_t)l * 128;
-        _mm_prefetch((const char *)ahead, _MM_HINT_T1);
-        if (wtype == KS_T_I8) _mm_prefetch((const char *)ahead + 64, _MM_HINT_T1);
-        if (in_place(j, p, wtype)) continue;
-        if (l >= p->n_lines) {
-            _mm512_store_si512(dst, _mm512_setzero_si512());
-            _mm512_store_si512(dst + 64, _mm512_setzero_si512());
-        } else if (wtype == KS_T_I8) {
-            _mm512_store_si512(dst, _mm512_load_si512(w));
-            _mm512_store_si512(dst + 64, _mm512_load_si512(w + 64));
-        } else {
-            unpack_line(w, wtype, dst);
-        }
-    }
+    const int copied = !in_place(j, p, wtype);
+    if (from < n) prepare_strip(p, wtype, copied, 0, from, to < n ? to : n, j->p->bytes[buffer][0]);
+    if (to > n) prepare_strip(p, wtype, copied, 1, from > n ? from - n : 0, to - n, j->p->bytes[buffer][1]);
 }
 
 KS_INLINE void load_weights(const job *j, const panel *p, uint32_t wtype, uint32_t buffer)
@@ -174,17 +189,15 @@ KS_INLINE uint32_t first_row(const job *j, uint32_t block)
 KS_INLINE void multiply(const job *j, const panel *p, uint32_t block)
 {
     const int8_t *q = j->q + first_row(j, block) * j->q_stride + (size_t)p->group * j->a->group;
-    _tile_zero(C_0);
     _tile_loadd(A_0, q, j->q_stride);
+    if (j->n_tiles == 2) _tile_loadd(A_1, q + 64, j->q_stride);
+    _tile_zero(C_0);
     _tile_dpbssd(C_0, A_0, B_00);
-    if (p->n == 2) {
-        _tile_zero(C_1);
-        _tile_dpbssd(C_1, A_0, B_10);
-    }
-    if (j->n_tiles == 1) return;
-    _tile_loadd(A_1, q + 64, j->q_stride);
-    _tile_dpbssd(C_0, A_1, B_01);
-    if (p->n == 2) _tile_dpbssd(C_1, A_1, B_11);
+    if (j->n_tiles == 2) _tile_dpbssd(C_0, A_1, B_01);
+    if (p->n == 1) return;
+    _tile_zero(C_1);
+    _tile_dpbssd(C_1, A_0, B_10);
+    if (j->n_tiles == 2) _tile_dpbssd(C_1, A_1, B_11);
 }
 
 KS_INLINE void store_sums(const job *j, uint32_t n_strips, uint32_t buffer)
@@ -194,59 +207,85 @@ KS_INLINE void store_sums(const job *j, uint32_t n_strips, uint32_t buffer)
     tile_memory();
 }
 
-/* The integers of a block join the running sums: acc = fma(isum, wscale * xscale, acc). The first group finds no
- * sums yet, the last one writes the outputs. */
-KS_INLINE void add_block(const job *j, const panel *p, uint32_t n, uint32_t block, uint32_t buffer, int first, int last)
+/* Where the integers of a block and its running sums lie. */
+typedef struct sums {
+    const int32_t *now;
+    float *acc;
+    const float *xscale;
+    size_t stride;
+    uint32_t row;
+} sums;
+
+/* Row m. The first group finds no sums yet, the last one writes the outputs. */
+KS_INLINE void add_row(const job *j, const pending *p, const sums *s, const __m512 w[2], uint32_t n, uint32_t m,
+                       int first, int last)
 {
-    const uint32_t r = first_row(j, block);
-    const float *xscale = j->xscale + r * j->scale_stride + p->group * j->a->group / 128;
-    float *acc = j->p->acc[0][block * BLOCK_LINES];
-    for (uint32_t m = 0; m < j->height; m++) {
-        const __m512 xs = _mm512_set1_ps(xscale[m * j->scale_stride]);
-        for (uint32_t v = 0; v < n; v++) {
-            __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(j->p->ints[buffer][v][m]));
-            float *at = acc + (size_t)v * AMX_ROWS * 16 + m * 16;
-            __m512 sum = first ? _mm512_setzero_ps() : _mm512_load_ps(at);
-            sum = _mm512_fmadd_ps(isum, _mm512_mul_ps(p->scale[v], xs), sum);
-            if (last)
-                store_16(j->a, j->r0 + r + m, p->strip + v, sum);
-            else
-                _mm512_store_ps(at, sum);
-        }
+    const __m512 xs = _mm512_set1_ps(s->xscale[m * s->stride]);
+    for (uint32_t v = 0; v < n; v++) {
+        const uint32_t at = (v * BLOCK_LINES + m) * 16;
+        __m512i i = _mm512_load_si512(s->now + at);
+        float *acc = s->acc + (2 * m + v) * 16;
+        __m512 sum = first ? _mm512_setzero_ps() : _mm512_load_ps(acc);
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(i), _mm512_mul_ps(w[v], xs), sum);
+        if (last)
+            store_16(j->a, s->row + m, p->strip + v, sum);
+        else
+            _mm512_store_ps(acc, sum);
     }
 }
 
-KS_INLINE void add_any(const job *j, const panel *p, uint32_t n, uint32_t block, uint32_t buffer)
+/* The integers of a block join the running sums: acc = fma(isum, wscale * xscale, acc). */
+KS_INLINE void add_block(const job *j, const pending *p, uint32_t n, uint32_t buffer, int first, int last)
+{
+    const __m512 w[2] = { p->scale[0], p->scale[n - 1] };
+    const uint32_t r = first_row(j, p->block), height = j->height;
+    sums s = { .now = j->p->ints[buffer][0][0],
+               .acc = j->p->acc[p->block * BLOCK_LINES][0],
+               .stride = j->scale_stride,
+               .row = j->r0 + r };
+    s.xscale = j->xscale + r * s.stride + p->group * j->a->group / 128;
+    uint32_t m = 0;
+    for (; m + 4 <= height; m += 4) {
+        for (uint32_t i = 0; i < 4; i++) add_row(j, p, &s, w, n, i, first, last);
+        s.now += 64;
+        s.acc += 128;
+        s.xscale += 4 * s.stride;
+        s.row += 4;
+    }
+    for (uint32_t i = 0; m + i < height; i++) add_row(j, p, &s, w, n, i, first, last);
+}
+
+KS_INLINE void add_any(const job *j, const pending *p, uint32_t n, uint32_t buffer)
 {
     int last = p->group + 1 == j->n_groups;
     if (p->group == 0 && last)
-        add_block(j, p, n, block, buffer, 1, 1);
+        add_block(j, p, n, buffer, 1, 1);
     else if (p->group == 0)
-        add_block(j, p, n, block, buffer, 1, 0);
+        add_block(j, p, n, buffer, 1, 0);
     else if (last)
-        add_block(j, p, n, block, buffer, 0, 1);
+        add_block(j, p, n, buffer, 0, 1);
     else
-        add_block(j, p, n, block, buffer, 0, 0);
+        add_block(j, p, n, buffer, 0, 0);
 }
 
-static __attribute__((noinline)) void add_sums(const job *j, const panel *p, uint32_t block, uint32_t buffer)
+static __attribute__((noinline)) void add_sums(const job *j, const pending *p, uint32_t buffer)
 {
     if (p->n == 2)
-        add_any(j, p, 2, block, buffer);
+        add_any(j, p, 2, buffer);
     else
-        add_any(j, p, 1, block, buffer);
+        add_any(j, p, 1, buffer);
 }
 
-/* All rows of the pass over the strips [begin, end). Three panels are alive: the one whose last block still has to be
- * added, the one in the tiles and the one that is being unpacked. */
+/* All rows of the pass over the strips [begin, end). */
 KS_INLINE void run_pass(const job *j, uint32_t wtype, uint32_t begin, uint32_t end)
 {
     const uint32_t n_lines = 2 * j->a->group / 8, share = (n_lines + j->n_blocks - 1) / j->n_blocks;
-    panel panels[3], *old = NULL, *now = &panels[0], *next = &panels[1], *spare = &panels[2];
-    uint32_t ints = 0, bytes = 0;
+    panel panels[2], *now = &panels[0], *next = &panels[1];
+    pending ring[RING];
+    uint32_t count = 0, bytes = 0; /* blocks so far; the buffer of `now` */
     panel_at(j, wtype, begin, end, 0, now);
     prepare(j, now, wtype, 0, now->n * n_lines / 2, bytes);
-    for (uint32_t s = begin, g = 0; s < end;) {
+    for (uint32_t s = begin, g = 0; s < end; bytes ^= 1) {
         if (++g == j->n_groups) {
             g = 0;
             s += 2;
@@ -257,24 +296,20 @@ KS_INLINE void run_pass(const job *j, uint32_t wtype, uint32_t begin, uint32_t e
             to_do = next->n * n_lines / 2;
         }
         load_weights(j, now, wtype, bytes);
-        for (uint32_t b = 0; b < j->n_blocks; b++, ints ^= 1) {
+        for (uint32_t b = 0; b < j->n_blocks; b++, count++) {
             multiply(j, now, b);
-            if (b)
-                add_sums(j, now, b - 1, ints ^ 1);
-            else if (old)
-                add_sums(j, old, j->n_blocks - 1, ints ^ 1);
-            store_sums(j, now->n, ints);
+            if (count >= LAG) add_sums(j, &ring[(count - LAG) % RING], (count - LAG) % RING);
+            store_sums(j, now->n, count % RING);
+            ring[count % RING] = (pending) { { now->scale[0], now->scale[1] }, now->strip, now->n, now->group, b };
             uint32_t to = done + share < to_do ? done + share : to_do;
-            prepare(j, next, wtype, done, to, bytes ^ 1);
+            if (done < to) prepare(j, next, wtype, done, to, bytes ^ 1);
             done = to;
         }
-        panel *free_one = old ? old : spare;
-        old = now;
+        panel *old = now;
         now = next;
-        next = free_one;
-        bytes ^= 1;
+        next = old;
     }
-    add_sums(j, old, j->n_blocks - 1, ints ^ 1);
+    for (uint32_t i = count < LAG ? 0 : count - LAG; i < count; i++) add_sums(j, &ring[i % RING], i % RING);
 }
 
 static void configure(const job *j)

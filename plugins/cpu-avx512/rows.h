@@ -31,7 +31,7 @@ void store_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *s
 /* AMX: rows of a pass, and the copies of their activations; the sum is that of the parts in matmul_amx.c. */
 #define AMX_ROWS 192u
 #define AMX_PACK_BYTES (512u * 1024)
-#define MATMUL_AMX_SCRATCH_BYTES (8192 + 4096 + AMX_ROWS * 128 + AMX_PACK_BYTES / 128 * 4 + AMX_PACK_BYTES)
+#define MATMUL_AMX_SCRATCH_BYTES (8192 + 8192 + AMX_ROWS * 128 + AMX_PACK_BYTES / 128 * 4 + AMX_PACK_BYTES)
 
 /* An odd number of lines: the rows of a tile lie in different sets of the first-level cache. */
 static inline size_t amx_packed_stride(size_t n_columns)
