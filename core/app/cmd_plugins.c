@@ -74,8 +74,8 @@ static void list_json(ks_jw *w, ks_registry *r)
 static const char *op_name(uint32_t op)
 {
     static const char *const names[] = {
-        [KS_K_QUANT] = "quant", [KS_K_MATMUL] = "matmul", [KS_K_NORM] = "norm",  [KS_K_ROPE] = "rope",
-        [KS_K_GLU] = "glu",     [KS_K_ATTN] = "attn",     [KS_K_STORE] = "store",  [KS_K_MATMUL_T] = "matmul_t"
+        [KS_K_QUANT] = "quant", [KS_K_MATMUL] = "matmul", [KS_K_NORM] = "norm",   [KS_K_ROPE] = "rope",
+        [KS_K_GLU] = "glu",     [KS_K_ATTN] = "attn",     [KS_K_STORE] = "store", [KS_K_MATMUL_T] = "matmul_t"
     };
     return op < KS_COUNT(names) && names[op] ? names[op] : "other";
 }

@@ -2,6 +2,8 @@
 #include "rows_on_gpu.h"
 
 #include "kernels.h"
+#include "kernels/rows_under_test.h"
+#include "ref/ref.h"
 #include <cuda_runtime_api.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -314,11 +316,20 @@ static void attn(uint32_t type, const ks_attn_args *a, uint32_t begin, uint32_t 
     }
 }
 
-#define ATTN(TYPE)                                                                         \
-    static void attn_##TYPE(const void *args, uint32_t begin, uint32_t end, void *scratch) \
-    {                                                                                      \
-        (void)scratch;                                                                     \
-        attn(KS_T_##TYPE, args, begin, end);                                               \
+/* Heads wider than the kernel's registers: the device leaves such an op to the CPU (can_attend), and so do these rows.
+ */
+static bool is_left_to_cpu(uint32_t type, const ks_attn_args *a, uint32_t begin, uint32_t end)
+{
+    if (a->d_k <= CU_ATTN_MAX_D && a->d_v <= CU_ATTN_MAX_D) return false;
+    find_row(&ks_ref_plugin, KS_K_ATTN, type)->fn(a, begin, end, NULL);
+    return true;
+}
+
+#define ATTN(TYPE)                                                                               \
+    static void attn_##TYPE(const void *args, uint32_t begin, uint32_t end, void *scratch)       \
+    {                                                                                            \
+        (void)scratch;                                                                           \
+        if (!is_left_to_cpu(KS_T_##TYPE, args, begin, end)) attn(KS_T_##TYPE, args, begin, end); \
     }
 ATTN(F32)
 ATTN(BF16)
