@@ -34,8 +34,4 @@ function(ks_add_test name)
     endif()
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT}
         ENVIRONMENT "KRASIS_HOME=${dir}/home;CMOCKA_MESSAGE_OUTPUT=stdout")
-    if(KS_SANITIZE) # too large an allocation is an error that we handle, as without the sanitizer
-        set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT ASAN_OPTIONS=allocator_may_return_null=1
-            TSAN_OPTIONS=allocator_may_return_null=1)
-    endif()
 endfunction()
