@@ -91,6 +91,12 @@ static int submit(ks_engine *e, client *c, const ks_request *r, ks_err *err)
     return ks_engine_api_get()->submit(e, r, &s, &c->job, err);
 }
 
+static void begin(ks_engine *e, client *c, const ks_request *r)
+{
+    ks_err err = { 0 };
+    if (submit(e, c, r, &err)) fail_msg("%s", err.msg);
+}
+
 static void wait_done(client *c)
 {
     pthread_mutex_lock(&c->mu);
@@ -99,23 +105,30 @@ static void wait_done(client *c)
     assert_int_equal(c->calls_done, 1);
 }
 
+static void ask(ks_engine *e, client *c, const ks_request *r)
+{
+    begin(e, c, r);
+    wait_done(c);
+}
+
 static const ks_state kv_state = { .kind = KS_STATE_KV, .k_width = 1, .v_width = 1 };
 static const ks_state states[2] = { { .kind = KS_STATE_KV, .k_width = 1, .v_width = 1 },
                                     { .kind = KS_STATE_RECURRENT, .floats = 2 } };
 static ks_model model, model_rec;
 static ks_pool *pool; /* of the next engine, if any */
 
-static ks_engine *open_engine(fake *f, uint32_t n_ctx, uint32_t pages, uint32_t running, uint32_t waiting,
-                              uint32_t step)
+static ks_engine *start(fake *f, bool recurrent, uint32_t n_ctx, uint32_t pages, uint32_t running, uint32_t waiting,
+                        uint32_t step)
 {
     ks_engine *e = NULL;
     ks_err err = { 0 };
+    fake_init(f, recurrent);
     model.arch = model_rec.arch = "fake";
     model.graph = (ks_graph) { .n_vocab = FAKE_VOCAB, .n_ctx = 4096, .d_model = 1, .n_states = 1, .states = &kv_state };
     model_rec.graph = model.graph;
     model_rec.graph.n_states = 2;
     model_rec.graph.states = states;
-    ks_engine_opts o = { .model = f->recurrent ? &model_rec : &model,
+    ks_engine_opts o = { .model = recurrent ? &model_rec : &model,
                          .device = &fake_iface,
                          .device_self = f,
                          .pool = pool,
@@ -128,6 +141,12 @@ static ks_engine *open_engine(fake *f, uint32_t n_ctx, uint32_t pages, uint32_t 
                          .step_tokens = step };
     if (ks_engine_open(&o, &e, &err)) fail_msg("%s", err.msg);
     return e;
+}
+
+static void stop(ks_engine *e, fake *f)
+{
+    ks_engine_close(e);
+    fake_fini(f);
 }
 
 static void make_prompt(int32_t *p, uint32_t n, uint32_t seed)
@@ -148,22 +167,18 @@ static void answers_one_client(void **state)
     (void)state;
     fake f;
     client c;
-    ks_err err = { 0 };
     int32_t p[40];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 512, 100, 4, 4, 16);
+    ks_engine *e = start(&f, false, 512, 100, 4, 4, 16);
     make_prompt(p, 40, 1);
     client_init(&c);
     ks_request r = request(p, 40, 50);
-    assert_int_equal(submit(e, &c, &r, &err), 0);
-    wait_done(&c);
+    ask(e, &c, &r);
     expect_answer(&c, 0, p, 40, 50);
     assert_int_equal(c.finish[0], KS_FINISH_LENGTH);
     assert_int_equal(c.usage.prompt_tokens, 40);
     assert_int_equal(c.usage.completion_tokens, 50);
     assert_int_equal(c.err.code, 0);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 /* More clients than may run, fewer pages than they need together: waiting and preemption must not be seen. */
@@ -174,23 +189,20 @@ static void run_many(bool recurrent, uint32_t pages, uint32_t running)
     static int32_t p[N][200];
     uint32_t len[N];
     fake f;
-    ks_err err = { 0 };
-    fake_init(&f, recurrent);
-    ks_engine *e = open_engine(&f, 300, pages, running, 64, 48);
+    ks_engine *e = start(&f, recurrent, 300, pages, running, 64, 48);
     for (uint32_t i = 0; i < N; i++) {
         len[i] = 1 + (i * 37) % 180;
         make_prompt(p[i], len[i], i + 1);
         client_init(&c[i]);
         ks_request r = request(p[i], len[i], 60 + (int32_t)i);
-        assert_int_equal(submit(e, &c[i], &r, &err), 0);
+        begin(e, &c[i], &r);
     }
     for (uint32_t i = 0; i < N; i++) {
         wait_done(&c[i]);
         expect_answer(&c[i], 0, p[i], len[i], 60 + i);
     }
     assert_true(f.max_rows <= 48);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void many_clients_get_what_each_gets_alone(void **state)
@@ -204,9 +216,7 @@ static void draw_many(client *c, uint32_t n)
 {
     int32_t p[20];
     fake f;
-    ks_err err = { 0 };
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 300, 400, n, 4, 256);
+    ks_engine *e = start(&f, false, 300, 400, n, 4, 256);
     fake_hold(&f, true); /* so that they come together */
     for (uint32_t i = 0; i < n; i++) {
         make_prompt(p, 20, i + 1);
@@ -218,12 +228,11 @@ static void draw_many(client *c, uint32_t n)
         r.sampling.frequency_penalty = i % 5 ? 0 : 0.5f;
         r.sampling.has_seed = 1;
         r.sampling.seed = i;
-        assert_int_equal(submit(e, &c[i], &r, &err), 0);
+        begin(e, &c[i], &r);
     }
     fake_hold(&f, false);
     for (uint32_t i = 0; i < n; i++) wait_done(&c[i]);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void sampling_in_parallel_changes_nothing(void **state)
@@ -264,27 +273,22 @@ static void reuse(bool recurrent)
 {
     fake f;
     client a, b;
-    ks_err err = { 0 };
     int32_t p[200];
-    fake_init(&f, recurrent);
-    ks_engine *e = open_engine(&f, 512, 200, 4, 4, 64);
+    ks_engine *e = start(&f, recurrent, 512, 200, 4, 4, 64);
     make_prompt(p, 200, 3);
     client_init(&a);
     ks_request r = request(p, 150, 20);
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     assert_int_equal(a.usage.cached_tokens, 0);
     uint64_t rows = f.rows;
     memcpy(p + 150, a.ids[0], 20 * sizeof *p); /* the next turn: prompt, answer, more */
     client_init(&b);
     r = request(p, 190, 10);
-    assert_int_equal(submit(e, &b, &r, &err), 0);
-    wait_done(&b);
+    ask(e, &b, &r);
     expect_answer(&b, 0, p, 190, 10);
     assert_int_equal(b.usage.cached_tokens, recurrent ? 144 : 160);
     assert_true(f.rows - rows <= 190 - b.usage.cached_tokens + 10);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void a_known_prefix_is_not_computed_again(void **state)
@@ -304,21 +308,17 @@ static void choices_share_the_prompt(void **state)
     (void)state;
     fake f;
     client c;
-    ks_err err = { 0 };
     int32_t p[64];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 256, 64, 8, 4, 64);
+    ks_engine *e = start(&f, false, 256, 64, 8, 4, 64);
     make_prompt(p, 64, 5);
     client_init(&c);
     ks_request r = request(p, 64, 8);
     r.n = 4;
-    assert_int_equal(submit(e, &c, &r, &err), 0);
-    wait_done(&c);
+    ask(e, &c, &r);
     for (uint32_t i = 0; i < 4; i++) expect_answer(&c, i, p, 64, 8);
     assert_true(f.rows < 64 + 3 * 16 + 4 * 8);
     assert_int_equal(c.usage.completion_tokens, 32);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void cancel_frees_the_slot_within_one_step(void **state)
@@ -328,14 +328,13 @@ static void cancel_frees_the_slot_within_one_step(void **state)
     client a, b;
     ks_err err = { 0 };
     int32_t p[8];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 512, 100, 1, 4, 16);
+    ks_engine *e = start(&f, false, 512, 100, 1, 4, 16);
     make_prompt(p, 8, 2);
     client_init(&a);
     client_init(&b);
     fake_hold(&f, true);
     ks_request r = request(p, 8, 400);
-    assert_int_equal(submit(e, &a, &r, &err), 0);
+    begin(e, &a, &r);
     while (true) { /* until it runs: the step waits in the device */
         ks_stats s = { .size = (uint32_t)sizeof s };
         pthread_mutex_lock(&a.mu);
@@ -346,7 +345,7 @@ static void cancel_frees_the_slot_within_one_step(void **state)
         usleep(1000);
     }
     r = request(p, 8, 3);
-    assert_int_equal(submit(e, &b, &r, &err), 0);
+    begin(e, &b, &r);
     assert_int_equal(ks_engine_api_get()->cancel(e, a.job), 0);
     fake_hold(&f, false);
     wait_done(&a);
@@ -354,8 +353,7 @@ static void cancel_frees_the_slot_within_one_step(void **state)
     assert_true(a.n[0] <= 1);
     wait_done(&b);
     expect_answer(&b, 0, p, 8, 3);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void a_sink_that_refuses_is_cancelled(void **state)
@@ -363,20 +361,16 @@ static void a_sink_that_refuses_is_cancelled(void **state)
     (void)state;
     fake f;
     client a;
-    ks_err err = { 0 };
     int32_t p[8];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 512, 100, 4, 4, 16);
+    ks_engine *e = start(&f, false, 512, 100, 4, 4, 16);
     make_prompt(p, 8, 2);
     client_init(&a);
     a.refuse = true;
     ks_request r = request(p, 8, 400);
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     assert_int_equal(a.n[0], 1);
     assert_int_equal(a.finish[0], KS_FINISH_CANCELED);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void a_failing_device_ends_the_running_jobs_with_its_message(void **state)
@@ -384,26 +378,21 @@ static void a_failing_device_ends_the_running_jobs_with_its_message(void **state
     (void)state;
     fake f;
     client a, b;
-    ks_err err = { 0 };
     int32_t p[8];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 512, 100, 4, 4, 16);
+    ks_engine *e = start(&f, false, 512, 100, 4, 4, 16);
     make_prompt(p, 8, 2);
     f.fail_at = 3;
     client_init(&a);
     ks_request r = request(p, 8, 40);
     r.n = 2;
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     assert_int_equal(a.err.code, KS_E_DEVICE);
     assert_string_equal(a.err.msg, "the fake device fails as asked");
     client_init(&b); /* the engine goes on */
     r = request(p, 8, 5);
-    assert_int_equal(submit(e, &b, &r, &err), 0);
-    wait_done(&b);
+    ask(e, &b, &r);
     expect_answer(&b, 0, p, 8, 5);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void a_prompt_beyond_the_context_is_refused_before_any_step(void **state)
@@ -411,27 +400,22 @@ static void a_prompt_beyond_the_context_is_refused_before_any_step(void **state)
     (void)state;
     fake f;
     client a;
-    ks_err err = { 0 };
     static int32_t p[300];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 256, 100, 4, 4, 16);
+    ks_engine *e = start(&f, false, 256, 100, 4, 4, 16);
     make_prompt(p, 300, 2);
     client_init(&a);
     ks_request r = request(p, 300, 5);
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     assert_int_equal(a.err.code, KS_E_CONTEXT);
     assert_non_null(strstr(a.err.msg, "maximum context length is 256 tokens"));
     assert_false(a.begun);
     assert_int_equal(f.steps, 0);
     client_init(&a); /* what fits but asks for too much ends at the border */
     r = request(p, 250, 100);
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     expect_answer(&a, 0, p, 250, 6);
     assert_int_equal(a.finish[0], KS_FINISH_LENGTH);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void bad_requests_name_the_field(void **state)
@@ -441,8 +425,7 @@ static void bad_requests_name_the_field(void **state)
     client a;
     ks_err err = { 0 };
     int32_t p[4] = { 2, 3, 4, 5 };
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 256, 100, 4, 4, 16);
+    ks_engine *e = start(&f, false, 256, 100, 4, 4, 16);
     client_init(&a);
     ks_request r = request(p, 4, 5);
     r.sampling.temperature = 3;
@@ -458,11 +441,9 @@ static void bad_requests_name_the_field(void **state)
     assert_int_equal(submit(e, &a, &r, &err), KS_E_INVAL);
     p[2] = 4000;
     r = request(p, 4, 5);
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     assert_string_equal(a.err.msg, "prompt token 2 is 4000: the vocabulary has 97");
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void a_full_queue_says_busy(void **state)
@@ -472,21 +453,19 @@ static void a_full_queue_says_busy(void **state)
     static client c[4];
     ks_err err = { 0 };
     int32_t p[4] = { 2, 3, 4, 5 };
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 256, 100, 1, 1, 16);
+    ks_engine *e = start(&f, false, 256, 100, 1, 1, 16);
     fake_hold(&f, true);
     ks_request r = request(p, 4, 5);
     for (int i = 0; i < 2; i++) {
         client_init(&c[i]);
-        assert_int_equal(submit(e, &c[i], &r, &err), 0);
+        begin(e, &c[i], &r);
     }
     assert_int_equal(submit(e, &c[2], &r, &err), KS_E_BUSY);
     fake_hold(&f, false);
     for (int i = 0; i < 2; i++) wait_done(&c[i]);
     assert_true(ks_engine_drain(e, 1000));
     assert_int_equal(submit(e, &c[2], &r, &err), KS_E_STATE);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void close_cancels_what_runs(void **state)
@@ -494,14 +473,12 @@ static void close_cancels_what_runs(void **state)
     (void)state;
     fake f;
     static client c[6];
-    ks_err err = { 0 };
     int32_t p[4] = { 2, 3, 4, 5 };
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 512, 100, 2, 8, 16);
+    ks_engine *e = start(&f, false, 512, 100, 2, 8, 16);
     ks_request r = request(p, 4, 500);
     for (int i = 0; i < 6; i++) {
         client_init(&c[i]);
-        assert_int_equal(submit(e, &c[i], &r, &err), 0);
+        begin(e, &c[i], &r);
     }
     ks_engine_close(e);
     for (int i = 0; i < 6; i++) assert_int_equal(c[i].calls_done, 1);
@@ -513,25 +490,21 @@ static void echo_gives_the_prompt_with_its_log_probabilities(void **state)
     (void)state;
     fake f;
     client a;
-    ks_err err = { 0 };
     static int32_t p[150];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 256, 100, 4, 4, 32);
+    ks_engine *e = start(&f, false, 256, 100, 4, 4, 32);
     make_prompt(p, 150, 2);
     fake_expect(p, 149, &p[149], 1); /* the last prompt token is the likeliest one, the others are not */
     client_init(&a);
     ks_request r = request(p, 150, 0);
     r.echo = 1;
-    assert_int_equal(submit(e, &a, &r, &err), 0);
-    wait_done(&a);
+    ask(e, &a, &r);
     assert_int_equal(a.n[0], 150);
     assert_memory_equal(a.ids[0], p, sizeof p);
     assert_true(a.lp[0][0] != a.lp[0][0]); /* the first has none */
     assert_true(a.lp[0][149] > -1);
     assert_true(a.lp[0][75] < -4);
     assert_int_equal(a.usage.completion_tokens, 0);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 static void evaluation_continues_a_sequence(void **state)
@@ -541,8 +514,7 @@ static void evaluation_continues_a_sequence(void **state)
     ks_err err = { 0 };
     static int32_t p[100];
     static float z[100 * FAKE_VOCAB], one[FAKE_VOCAB];
-    fake_init(&f, false);
-    ks_engine *e = open_engine(&f, 256, 100, 4, 4, 32);
+    ks_engine *e = start(&f, false, 256, 100, 4, 4, 32);
     make_prompt(p, 100, 9);
     assert_int_equal(ks_engine_eval(e, 0, p, 100, 0, z, NULL, &err), 0);
     assert_int_equal(ks_engine_eval(e, 1, p, 60, 0, NULL, NULL, &err), 0);
@@ -552,8 +524,7 @@ static void evaluation_continues_a_sequence(void **state)
     }
     assert_int_equal(ks_engine_eval(e, 0, p, 100, 200, z, NULL, &err), KS_E_CONTEXT);
     ks_engine_eval_reset(e);
-    ks_engine_close(e);
-    fake_fini(&f);
+    stop(e, &f);
 }
 
 int main(void)

@@ -31,7 +31,6 @@ static const ks_wspec specs[] = {
 };
 #define N_SPECS KS_COUNT(specs)
 
-static ks_registry *registry;
 static ks_pool *pool;
 
 static void write_model(const char *dir)
@@ -55,10 +54,9 @@ static void write_model(const char *dir)
 
 static int setup(void **state)
 {
-    (void)state;
     ks_err err;
     ks_pool_opts o = { .n_threads = 2 };
-    registry = util_registry();
+    (void)util_setup(state);
     assert_ok(ks_pool_open(&o, &pool, &err), &err);
     write_model(MODEL);
     return 0;
@@ -66,10 +64,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    (void)state;
     ks_pool_close(pool);
-    ks_registry_close(registry);
-    return 0;
+    return util_teardown(state);
 }
 
 static ks_store_opts options(uint32_t expert_type)

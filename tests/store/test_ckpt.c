@@ -5,22 +5,6 @@
 
 #define DIR "ckpt"
 
-static ks_registry *registry;
-
-static int setup(void **state)
-{
-    (void)state;
-    registry = util_registry();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    ks_registry_close(registry);
-    return 0;
-}
-
 static void write_text(const char *file, const char *text)
 {
     char path[512];
@@ -248,5 +232,5 @@ int main(void)
         cmocka_unit_test(fingerprints_follow_the_content),
         cmocka_unit_test(metadata_of_the_first_file_is_passed_on),
     };
-    return cmocka_run_group_tests_name("ckpt", tests, setup, teardown);
+    return cmocka_run_group_tests_name("ckpt", tests, util_setup, util_teardown);
 }

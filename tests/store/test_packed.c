@@ -10,22 +10,6 @@
 #define K_MAX 1024u
 #define G_MAX 32u
 
-static ks_registry *registry;
-
-static int setup(void **state)
-{
-    (void)state;
-    registry = util_registry();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    ks_registry_close(registry);
-    return 0;
-}
-
 /* ---- writing */
 
 typedef struct form {
@@ -540,5 +524,5 @@ int main(void)
         cmocka_unit_test(configurations_are_read_strictly),
         cmocka_unit_test(usual_configurations_are_understood),
     };
-    return cmocka_run_group_tests_name("packed", tests, setup, teardown);
+    return cmocka_run_group_tests_name("packed", tests, util_setup, util_teardown);
 }

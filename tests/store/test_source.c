@@ -8,22 +8,6 @@
 #define DIR "source"
 #define GOLDEN KS_SOURCE_DIR "/tests/golden/"
 
-static ks_registry *registry;
-
-static int setup(void **state)
-{
-    (void)state;
-    registry = util_registry();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    ks_registry_close(registry);
-    return 0;
-}
-
 static ks_ckpt *golden(const char *name)
 {
     char from[512];
@@ -358,5 +342,5 @@ int main(void)
         cmocka_unit_test(fp8_with_one_scale_a_row_or_tensor_is_its_products),
         cmocka_unit_test(unquantized_configurations_are_plain),
     };
-    return cmocka_run_group_tests_name("source", tests, setup, teardown);
+    return cmocka_run_group_tests_name("source", tests, util_setup, util_teardown);
 }

@@ -6,22 +6,6 @@
 
 #define DIR "store"
 
-static ks_registry *registry;
-
-static int setup(void **state)
-{
-    (void)state;
-    registry = util_registry();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    ks_registry_close(registry);
-    return 0;
-}
-
 /* A source tensor of util_tensor, element (row, k) of a (rows, cols) matrix. */
 static float src(const char *name, uint32_t cols, uint32_t row, uint32_t k)
 {
@@ -473,5 +457,5 @@ int main(void)
         cmocka_unit_test(a_golden_checkpoint_is_remade_bit_for_bit),
         cmocka_unit_test(the_demo_model_loads_as_it_is_stored),
     };
-    return cmocka_run_group_tests_name("store", tests, setup, teardown);
+    return cmocka_run_group_tests_name("store", tests, util_setup, util_teardown);
 }

@@ -34,6 +34,22 @@ ks_registry *util_registry(void)
     return r;
 }
 
+ks_registry *registry;
+
+int util_setup(void **state)
+{
+    (void)state;
+    registry = util_registry();
+    return 0;
+}
+
+int util_teardown(void **state)
+{
+    (void)state;
+    ks_registry_close(registry);
+    return 0;
+}
+
 ks_ckpt *util_ckpt(ks_registry *r, const char *dir)
 {
     ks_err err;

@@ -30,6 +30,10 @@ void util_path(char dst[512], const char *dir, const char *name);
 
 /* A registry with the safetensors plugin linked in, chosen. */
 ks_registry *util_registry(void);
+/* One for all tests of a group: its setup and teardown. */
+extern ks_registry *registry;
+int util_setup(void **state);
+int util_teardown(void **state);
 ks_ckpt *util_ckpt(ks_registry *r, const char *dir);
 
 /* A deterministic number in (-1, 1) that BF16 holds exactly, never 0. */
