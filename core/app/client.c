@@ -1,7 +1,10 @@
-/* The inner client: a sink that collects and prints, and a wait with a look at the stop flag. */
+/* The inner client: a sink that collects and prints, and a wait with a look at the stop flag; many of them, timed. */
 #include "app/client.h"
 
+#include "base/clock.h"
+#include "engine/engine.h"
 #include <errno.h>
+#include <math.h>
 #include <time.h>
 
 static int on_begin(void *arg, const ks_usage *u)
@@ -92,4 +95,39 @@ int ks_client_wait(ks_client *c, ks_err *err)
     pthread_mutex_unlock(&c->mu);
     if (c->err.code) return ks_fail(err, c->err.code, "%s", c->err.msg);
     return c->text.failed ? ks_fail(err, KS_E_NOMEM, "out of memory for the answer") : 0;
+}
+
+int ks_clients_run(void *engine, const int32_t *ids, uint32_t n, uint32_t n_prompt, uint32_t n_new, double *ret_first,
+                   double *ret_rest, ks_err *err)
+{
+    ks_client cl[KS_CLIENTS_MAX];
+    uint64_t t0 = ks_now_ns();
+    uint32_t begun = 0;
+    double first = 0;
+    int rc = 0;
+    for (; begun < n; begun++) {
+        ks_request rq = { .size = (uint32_t)sizeof rq,
+                          .n = 1,
+                          .ids = ids + (size_t)begun * n_prompt,
+                          .n_ids = n_prompt,
+                          .max_tokens = (int32_t)n_new,
+                          .n_logprobs = -1,
+                          .ignore_eos = 1 };
+        ks_sampling_init(&rq.sampling);
+        rq.sampling.temperature = 0;
+        ks_client_init(&cl[begun], ks_engine_api_get(), engine, NULL);
+        if ((rc = ks_client_begin(&cl[begun], &rq, err))) {
+            ks_client_fini(&cl[begun]);
+            break;
+        }
+    }
+    for (uint32_t i = 0; i < begun; i++) {
+        int rc2 = ks_client_wait(&cl[i], rc ? NULL : err);
+        if (!rc) rc = rc2;
+        first = fmax(first, cl[i].usage.queue_ms + cl[i].usage.prefill_ms);
+        ks_client_fini(&cl[i]);
+    }
+    *ret_first = first;
+    *ret_rest = (double)(ks_now_ns() - t0) / 1e6 - first;
+    return rc;
 }

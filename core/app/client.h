@@ -30,4 +30,11 @@ KS_MUST_CHECK int ks_client_begin(ks_client *c, const ks_request *rq, ks_err *er
 /* Waits for the end. The text so far stays in c->text. */
 KS_MUST_CHECK int ks_client_wait(ks_client *c, ks_err *err);
 
+#define KS_CLIENTS_MAX 256u
+/* For benchmarks: n <= KS_CLIENTS_MAX clients at once, each with its own n_prompt of ids (n x n_prompt), greedy, n_new
+ * tokens whatever they are. ret_first: ms until the last one's first token; ret_rest: ms from there to the end of all.
+ */
+KS_MUST_CHECK int ks_clients_run(void *engine, const int32_t *ids, uint32_t n, uint32_t n_prompt, uint32_t n_new,
+                                 double *ret_first, double *ret_rest, ks_err *err);
+
 #endif

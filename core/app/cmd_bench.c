@@ -14,7 +14,6 @@
 #include <krasis/json.h>
 #include <math.h>
 
-#define KS_BENCH_CLIENTS 64u
 #define KS_BENCH_REPEATS 5u
 
 typedef struct result {
@@ -26,38 +25,15 @@ typedef struct result {
 static int one_run(ks_app *a, uint32_t clients, uint32_t n_prompt, uint32_t n_new, uint64_t *seed, double *ret_total,
                    double *ret_prefill, ks_err *err)
 {
-    ks_client cl[KS_BENCH_CLIENTS];
     int32_t *ids = malloc((size_t)clients * n_prompt * sizeof *ids);
+    double first_ms = 0, rest_ms = 0;
     if (!ids) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompts");
     for (size_t i = 0; i < (size_t)clients * n_prompt; i++)
         ids[i] = (int32_t)(ks_splitmix64(seed) % a->model.graph.n_vocab);
-    uint64_t t0 = ks_now_ns();
-    uint32_t begun = 0;
-    int rc = 0;
-    for (; begun < clients && !rc; begun++) {
-        ks_request rq = { .size = (uint32_t)sizeof rq,
-                          .n = 1,
-                          .ids = ids + (size_t)begun * n_prompt,
-                          .n_ids = n_prompt,
-                          .max_tokens = (int32_t)n_new,
-                          .n_logprobs = -1,
-                          .ignore_eos = 1 };
-        ks_sampling_init(&rq.sampling);
-        rq.sampling.temperature = 0;
-        ks_client_init(&cl[begun], ks_engine_api_get(), a->engine, NULL);
-        if ((rc = ks_client_begin(&cl[begun], &rq, err))) ks_client_fini(&cl[begun--]);
-    }
-    double prefill_ms = 0;
-    for (uint32_t i = 0; i < begun; i++) {
-        int rc2 = ks_client_wait(&cl[i], err);
-        if (!rc) rc = rc2;
-        prefill_ms = fmax(prefill_ms, cl[i].usage.queue_ms + cl[i].usage.prefill_ms);
-        ks_client_fini(&cl[i]);
-    }
-    double ms = (double)(ks_now_ns() - t0) / 1e6;
+    int rc = ks_clients_run(a->engine, ids, clients, n_prompt, n_new, &first_ms, &rest_ms, err);
     free(ids);
-    *ret_prefill = (double)clients * n_prompt * 1000 / prefill_ms;
-    *ret_total = (double)clients * (n_new - 1) * 1000 / (ms - prefill_ms);
+    *ret_prefill = (double)clients * n_prompt * 1000 / first_ms;
+    *ret_total = (double)clients * (n_new - 1) * 1000 / rest_ms;
     return rc;
 }
 
@@ -121,9 +97,8 @@ static int read_clients(const ks_config *c, result *r, uint32_t cap, uint32_t *r
         rc = ks_fail(err, KS_E_CONFIG, "--clients '%s': give 1 to %u numbers", ks_config_str(c, "clients"), cap);
     for (size_t i = 0; i < n && !rc; i++) {
         r[i].clients = (uint32_t)v[i];
-        if (v[i] > KS_BENCH_CLIENTS)
-            rc =
-                ks_fail(err, KS_E_CONFIG, "--clients %lld: at most %u are measured", (long long)v[i], KS_BENCH_CLIENTS);
+        if (v[i] > KS_CLIENTS_MAX)
+            rc = ks_fail(err, KS_E_CONFIG, "--clients %lld: at most %u are measured", (long long)v[i], KS_CLIENTS_MAX);
     }
     free(v);
     *ret_n = (uint32_t)n;

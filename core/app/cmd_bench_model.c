@@ -23,7 +23,6 @@
 
 #define REPEATS_MAX 64u
 #define TESTS_MAX 64u
-#define BATCH_MAX 256u
 #define FIRST_TOKENS 8u /* of a prompt at depth 0 */
 #define LISTS 3u
 
@@ -58,40 +57,6 @@ static int32_t draw(bench *b)
     return (int32_t)(ks_splitmix64(&b->seed) % b->a.model.graph.n_vocab);
 }
 
-/* Starts `batch` answers of n_new tokens and waits for them. ret_first: ms until the last one's first token; ret_rest:
- * ms from there to the end of all. */
-static int run_clients(bench *b, const int32_t *ids, uint32_t batch, uint32_t n_prompt, uint32_t n_new,
-                       double *ret_first, double *ret_rest, ks_err *err)
-{
-    ks_client cl[BATCH_MAX];
-    uint64_t t0 = ks_now_ns();
-    uint32_t begun = 0;
-    double first = 0;
-    int rc = 0;
-    for (; begun < batch && !rc; begun++) {
-        ks_request rq = { .size = (uint32_t)sizeof rq,
-                          .n = 1,
-                          .ids = ids + (size_t)begun * n_prompt,
-                          .n_ids = n_prompt,
-                          .max_tokens = (int32_t)n_new,
-                          .n_logprobs = -1,
-                          .ignore_eos = 1 };
-        ks_sampling_init(&rq.sampling);
-        rq.sampling.temperature = 0;
-        ks_client_init(&cl[begun], ks_engine_api_get(), b->a.engine, NULL);
-        if ((rc = ks_client_begin(&cl[begun], &rq, err))) ks_client_fini(&cl[begun--]);
-    }
-    for (uint32_t i = 0; i < begun; i++) {
-        int rc2 = ks_client_wait(&cl[i], rc ? NULL : err);
-        if (!rc) rc = rc2;
-        first = fmax(first, cl[i].usage.queue_ms + cl[i].usage.prefill_ms);
-        ks_client_fini(&cl[i]);
-    }
-    *ret_first = first;
-    *ret_rest = (double)(ks_now_ns() - t0) / 1e6 - first;
-    return rc;
-}
-
 /* Pairs routed by the run between the two snapshots. */
 static const uint64_t *heat_of_run(bench *b)
 {
@@ -117,7 +82,7 @@ static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
         free(b->heat); /* a device that does not count: all experts are taken to be asked for alike */
         b->heat = NULL;
     }
-    int rc = run_clients(b, t->ids, t->batch, n_prompt, n_new, &first, &rest, err);
+    int rc = ks_clients_run(b->a.engine, t->ids, t->batch, n_prompt, n_new, &first, &rest, err);
     if (rc) return rc;
     ks_load l = { .n_seqs = t->batch, .rows = 1, .outs = 1, .kv_type = ks_app_kv_type(b->a.config) };
     l.heat = heat_of_run(b);
@@ -177,9 +142,9 @@ static int add_tests(bench *b, ks_err *err)
                 rc = v[i] ? add_test(b, true, (uint32_t)v[i], 0, 1, err) : 0;
             else if (k == 1)
                 rc = add_test(b, false, n_new, (uint32_t)v[i], 1, err);
-            else if (v[i] > KS_MIN(most, (int64_t)BATCH_MAX))
+            else if (v[i] > KS_MIN(most, (int64_t)KS_CLIENTS_MAX))
                 rc = ks_fail(err, KS_E_CONFIG, "--batches %lld: at most --max-running (%lld) and %u run together",
-                             (long long)v[i], (long long)most, BATCH_MAX);
+                             (long long)v[i], (long long)most, KS_CLIENTS_MAX);
             else if (v[i] > 1) /* one alone is depth 0 */
                 rc = add_test(b, false, n_new, 0, (uint32_t)v[i], err);
         }
