@@ -16,5 +16,7 @@ KS_MUST_CHECK int ks_bench_cpu(ks_config *c, ks_err *err);
 KS_MUST_CHECK int ks_bench_model(ks_config *c, ks_err *err);
 /* The member "machine" of a result: processor, features, threads, kernel plugins. */
 void ks_bench_machine(const ks_app *a, ks_jw *w);
+/* Sorts n >= 1 figures; the middle one. */
+double ks_bench_median(double *v, uint32_t n);
 
 #endif

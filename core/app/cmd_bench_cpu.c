@@ -74,23 +74,16 @@ static double seconds_of(task *t)
 
 /* ---- results */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 typedef struct result {
     const char *name, *unit;
-    double rate, limit, ratio[REPEATS_MAX]; /* best of each; ratios sorted */
+    double rate, limit, ratio[REPEATS_MAX], median; /* best of each; ratios sorted */
 } result;
 
 static void say(bench *b, const result *r)
 {
-    const double middle = r->ratio[b->repeats / 2];
     if (!b->json) {
         printf("%-36s %3u  %9.1f of %9.1f %-7s  best/best %5.1f %%  of bound %5.1f %% (%.0f - %.0f)\n", r->name,
-               b->threads, r->rate, r->limit, r->unit, 100 * r->rate / r->limit, 100 * middle, 100 * r->ratio[0],
+               b->threads, r->rate, r->limit, r->unit, 100 * r->rate / r->limit, 100 * r->median, 100 * r->ratio[0],
                100 * r->ratio[b->repeats - 1]);
         (void)fflush(stdout); /* main looks at the errors */
         return;
@@ -102,7 +95,7 @@ static void say(bench *b, const result *r)
                     { "rate", r->rate },
                     { "bound", r->limit },
                     { "best_of_best", r->rate / r->limit },
-                    { "fraction_of_bound", middle },
+                    { "fraction_of_bound", r->median },
                     { "fraction_min", r->ratio[0] },
                     { "fraction_max", r->ratio[b->repeats - 1] } };
     ks_jw_object(&b->w);
@@ -176,7 +169,7 @@ static void measure(bench *b, const char *what, task *t, double bytes, double ma
         r.limit = fmax(r.limit, work / bound);
         r.ratio[i] = bound / s;
     }
-    qsort(r.ratio, b->repeats, sizeof r.ratio[0], by_value);
+    r.median = ks_bench_median(r.ratio, b->repeats);
     say(b, &r);
 }
 

@@ -27,7 +27,7 @@
 #define LISTS 3u
 
 typedef struct series {
-    double v[REPEATS_MAX];
+    double v[REPEATS_MAX], median; /* sorted at the end */
 } series;
 
 typedef struct test {
@@ -196,26 +196,15 @@ static int open_weights(bench *b, ks_err *err)
 
 /* ---- results */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void sort(const bench *b, series *s)
 {
-    qsort(s->v, b->repeats, sizeof s->v[0], by_value);
-}
-
-static double median(const bench *b, const series *s) /* sorted */
-{
-    return b->repeats % 2 ? s->v[b->repeats / 2] : (s->v[b->repeats / 2 - 1] + s->v[b->repeats / 2]) / 2;
+    s->median = ks_bench_median(s->v, b->repeats);
 }
 
 /* Multiply-adds of bytes, all useful, as a part of the measured peak. */
-static double int8_part(const bench *b, const test *t)
+static double int8_part(const test *t)
 {
-    return t->cost.mac_int8 * median(b, &t->rate) / (t->prefill ? t->tokens : t->batch) / t->rates.int8;
+    return t->cost.mac_int8 * t->rate.median / (t->prefill ? t->tokens : t->batch) / t->rates.int8;
 }
 
 static void print_table(const bench *b)
@@ -234,11 +223,11 @@ static void print_table(const bench *b)
            "% of int8", "TTFT ms");
     for (uint32_t i = 0; i < b->n; i++) {
         const test *t = &b->tests[i];
-        double rate = median(b, &t->rate), steps = rate / (t->prefill ? t->tokens : t->batch);
+        double rate = t->rate.median, steps = rate / (t->prefill ? t->tokens : t->batch);
         printf("%-16s %9.2f (%7.2f - %7.2f) %9.2f %-10s %5.1f (%5.1f - %5.1f) %7.1f %9.1f %10.1f\n", t->name, rate,
-               t->rate.v[0], t->rate.v[b->repeats - 1], median(b, &t->bound), ks_cost_limit(&t->cost, &t->rates),
-               100 * median(b, &t->part), 100 * t->part.v[0], 100 * t->part.v[b->repeats - 1],
-               ks_cost_bytes(&t->cost) * steps / 1e9, 100 * int8_part(b, t), median(b, &t->ttft));
+               t->rate.v[0], t->rate.v[b->repeats - 1], t->bound.median, ks_cost_limit(&t->cost, &t->rates),
+               100 * t->part.median, 100 * t->part.v[0], 100 * t->part.v[b->repeats - 1],
+               ks_cost_bytes(&t->cost) * steps / 1e9, 100 * int8_part(t), t->ttft.median);
     }
 }
 
@@ -252,7 +241,7 @@ static void put_series(const bench *b, ks_jw *w, const char *key, const series *
 {
     ks_jw_key(w, key);
     ks_jw_object(w);
-    put(w, "median", median(b, s));
+    put(w, "median", s->median);
     put(w, "min", s->v[0]);
     put(w, "max", s->v[b->repeats - 1]);
     ks_jw_object_end(w);
@@ -297,7 +286,7 @@ static void put_test(const bench *b, ks_jw *w, const test *t)
     put_series(b, w, "bound_tok_s", &t->bound);
     ks_jw_key(w, "bound_by");
     ks_jw_str(w, ks_cost_limit(&t->cost, &t->rates));
-    put(w, "fraction_of_int8_peak", int8_part(b, t));
+    put(w, "fraction_of_int8_peak", int8_part(t));
     ks_jw_key(w, t->prefill ? "needs_of_prompt" : "needs_of_step");
     ks_jw_object(w);
     put_cost(w, &t->cost);
