@@ -5,9 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the driver, libraries and other programs may still take of the free memory, if the user gives no limit. */
-#define RESERVE_BYTES ((uint64_t)512 << 20)
-
 int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err)
 {
     if (rc == cudaSuccess) return 0;
@@ -49,35 +46,29 @@ static double link_rate(void)
     return best;
 }
 
-static void uuid_text(const struct cudaDeviceProp *p, char *ret, size_t cap)
-{
-    const unsigned char *u = (const unsigned char *)p->uuid.bytes;
-    (void)snprintf(ret, cap, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
-                   u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
-}
-
 static int cu_list(void *self, uint32_t i, ks_device_info *ret, ks_err *err)
 {
     int n = 0;
     struct cudaDeviceProp p;
     ks_device_info info = { .size = ret->size, .index = i };
     size_t free_bytes = 0, total = 0;
-    (void)self;
+    cu_plugin *plugin = self;
     cudaError_t rc = cudaGetDeviceCount(&n);
-    if (rc != cudaSuccess || i >= (uint32_t)n) {
+    if (rc != cudaSuccess || i >= (uint32_t)n || i >= CU_MAX_GPUS) {
         (void)cudaGetLastError();
         return ks_fail(err, KS_E_NOTFOUND, "there is no GPU %u: %d were found", i, rc == cudaSuccess ? n : 0);
     }
-    if ((rc = cudaGetDeviceProperties(&p, (int)i)) != cudaSuccess || (rc = cudaSetDevice((int)i)) != cudaSuccess ||
-        (rc = cudaMemGetInfo(&free_bytes, &total)) != cudaSuccess)
+    if ((rc = cudaGetDeviceProperties(&p, (int)i)) != cudaSuccess ||
+        (rc = (cudaError_t)cu_context(plugin, i, &p, &free_bytes, &total)) != cudaSuccess)
         return ks_fail(err, KS_E_DEVICE, "GPU %u: %s", i, cudaGetErrorString(rc));
     (void)snprintf(info.name, sizeof info.name, "%.63s", p.name);
-    uuid_text(&p, info.uuid, sizeof info.uuid);
+    cu_uuid_text(&p, info.uuid, sizeof info.uuid);
     info.mem_total_bytes = total;
     info.mem_free_bytes = free_bytes;
     info.cc_major = (uint32_t)p.major;
     info.cc_minor = (uint32_t)p.minor;
     info.link_bytes_s = link_rate();
+    info.overhead_bytes = plugin->context[i];
     memcpy(ret, &info, ret->size < sizeof info ? ret->size : sizeof info);
     return 0;
 }
@@ -98,14 +89,14 @@ static void cu_close(void *dev)
     free(d);
 }
 
-static int set_up(cu_dev *d, uint64_t budget, ks_err *err)
+static int set_up(cu_dev *d, cu_plugin *plugin, uint64_t budget, ks_err *err)
 {
     struct cudaDeviceProp p;
     size_t free_bytes = 0, total = 0;
     int rc;
-    if ((rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err)) ||
-        (rc = cu_check(d, cudaGetDeviceProperties(&p, d->index), "asking for its properties", err)) ||
-        (rc = cu_check(d, cudaMemGetInfo(&free_bytes, &total), "asking for its memory", err)) ||
+    if ((rc = cu_check(d, cudaGetDeviceProperties(&p, d->index), "asking for its properties", err)) ||
+        (rc = cu_check(d, (cudaError_t)cu_context(plugin, (uint32_t)d->index, &p, &free_bytes, &total),
+                       "choosing the device", err)) ||
         (rc = cu_check(d, cudaStreamCreateWithFlags(&d->compute, cudaStreamNonBlocking), "a stream", err)) ||
         (rc = cu_check(d, cudaStreamCreateWithFlags(&d->copy, cudaStreamNonBlocking), "a stream", err)))
         return rc;
@@ -115,26 +106,26 @@ static int set_up(cu_dev *d, uint64_t budget, ks_err *err)
                        d->index, d->name, p.major, p.minor);
     d->n_sms = (uint32_t)p.multiProcessorCount;
     d->shared_max = p.sharedMemPerBlockOptin;
-    uint64_t most = free_bytes > RESERVE_BYTES ? free_bytes - RESERVE_BYTES : 0;
-    if (budget > free_bytes)
-        return ks_fail(err, KS_E_NOMEM, "GPU %d (%s): %.1f GB are to be used, %.1f GB are free: lower --vram-limit",
-                       d->index, d->name, (double)budget / 1e9, (double)free_bytes / 1e9);
-    d->budget = budget ? budget : most;
+    d->context = plugin->context[d->index];
+    d->budget = cu_plan_budget(budget, free_bytes, d->context);
+    if (budget > free_bytes + d->context)
+        return ks_fail(err, KS_E_LIMIT, "GPU %d (%s): %.1f GB are to be used, %.1f GB are free: lower --vram-limit",
+                       d->index, d->name, (double)budget / 1e9, (double)(free_bytes + d->context) / 1e9);
     return 0;
 }
 
 static int cu_open(void *self, uint32_t index, uint64_t budget, void **ret_dev, ks_err *err)
 {
-    const cu_plugin *p = self;
+    cu_plugin *p = self;
     int n = 0;
-    if (cudaGetDeviceCount(&n) != cudaSuccess || index >= (uint32_t)n)
+    if (cudaGetDeviceCount(&n) != cudaSuccess || index >= (uint32_t)n || index >= CU_MAX_GPUS)
         return ks_fail(err, KS_E_NOTFOUND, "there is no GPU %u: %d were found", index, n);
     cu_dev *d = calloc(1, sizeof *d);
     if (!d) return ks_fail(err, KS_E_NOMEM, "out of memory for GPU %u", index);
     d->host = p->host;
     d->opts = p->opts;
     d->index = (int)index;
-    int rc = set_up(d, budget, err);
+    int rc = set_up(d, p, budget, err);
     if (rc)
         cu_close(d);
     else
@@ -271,4 +262,5 @@ const ks_device_iface cu_iface = {
     .copy_slot = cu_copy_slot,
     .stats = cu_stats,
     .heat = cu_heat,
+    .plan = cu_plan,
 };

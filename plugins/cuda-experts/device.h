@@ -12,17 +12,40 @@
 #include <stdbool.h>
 
 #define CU_MAX_TILE_KINDS 16u
+#define CU_PAGE ((size_t)2 << 20) /* what the driver rounds an allocation up to */
+
+#define CU_MAX_GPUS 64u
 
 typedef struct cu_plugin {
     const ks_host *host;
     const struct cu_options *opts;
+    uint64_t context[CU_MAX_GPUS]; /* bytes of each GPU that the driver takes for this process; 0: not known yet */
 } cu_plugin;
 
 typedef struct cu_options {
-    int64_t resident;  /* most experts that stay, -1: all that fit */
-    int64_t ring;      /* places for experts on their way, 0: about 512 MB */
-    int64_t cold_rows; /* most rows of a step whose other experts the host computes */
+    int64_t resident; /* most experts that stay, -1: all that fit */
+    int64_t ring;     /* places for experts on their way, 0: about 512 MB */
+    int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
 } cu_options;
+
+/* What device memory is for: the rows of the plan, in the order of their names in plan.c. Weights that always stay are
+ * counted by class. */
+enum {
+    CU_FOR_CONTEXT, /* the driver's; not ours to allocate */
+    CU_FOR_WEIGHTS, /* + KS_CLS_ */
+    CU_FOR_KV = CU_FOR_WEIGHTS + 16,
+    CU_FOR_STATE,
+    CU_FOR_ACTS,   /* grows with the rows of a step */
+    CU_FOR_TABLES, /* of steps and experts */
+    CU_FOR_RING,
+    CU_FOR_RESIDENT,
+    CU_PURPOSES
+};
+
+struct cu_part {        /* all memory of one purpose */
+    uint64_t bytes, at; /* as planned; as far as it is given out */
+    uint8_t *block;
+};
 
 struct cu_block { /* one allocation */
     void *p;
@@ -114,9 +137,14 @@ typedef struct cu_dev {
     int index;
     char name[64];
     bool dead;
-    char why[256]; /* of its death */
-    uint64_t budget, used;
-    size_t shared_max; /* a block's shared memory */
+    char why[256];         /* of its death */
+    uint64_t budget, used; /* both with the context */
+    uint64_t context;      /* the driver's part, measured or assumed */
+    uint64_t pinned;       /* bytes of the host that copies need, the experts themselves apart */
+    bool planning;         /* memory is counted, not given: its addresses mean nothing */
+    struct cu_part parts[CU_PURPOSES];
+    uint32_t share_rows; /* steps of fewer rows leave cold experts to the host, where it takes them */
+    size_t shared_max;   /* a block's shared memory */
     uint32_t n_sms;
     cudaStream_t compute, copy;
     struct cu_block *blocks;
@@ -191,22 +219,42 @@ static inline float *cu_vector(const cu_dev *d, int32_t w)
 int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err);
 int cu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks_err *err);
 
-/* memory.c: bytes of the device (zeroed) or of pinned host memory, within the budget, until close. */
-void *cu_alloc(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *err);
+/* context.c: makes the process's context on GPU i; what it costs is measured the first time. */
+int cu_context(cu_plugin *p, uint32_t i, const struct cudaDeviceProp *prop, size_t *ret_free, size_t *ret_total);
+void cu_uuid_text(const struct cudaDeviceProp *p, char *ret, size_t cap);
+
+/* memory.c: bytes of the device (zeroed) or of pinned host memory, until cu_free_all. What bind takes it takes twice:
+ * once while planning, to be counted, then from the blocks that cu_take has allocated by that count. */
+void *cu_alloc(cu_dev *d, size_t n, size_t elem, uint32_t purpose, ks_err *err);
 void *cu_alloc_pinned(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *err);
 void *cu_alloc_host(cu_dev *d, size_t n, size_t elem, const char *what, ks_err *err); /* plain and zeroed; free it */
+int cu_take(cu_dev *d, ks_err *err);
 void cu_free_all(cu_dev *d);
 int cu_alloc_act(cu_dev *d, cu_act *a, size_t rows, uint32_t width, ks_err *err);
 
 /* ops.c: rows of a block of attention; *ret_flash: on the tensor cores. */
 uint32_t cu_tile_rows(const cu_dev *d, uint32_t group, uint32_t d_k, uint32_t d_v, int32_t sel, bool *ret_flash);
 
+/* plan.c: what bind will take, and whether it fits */
+int cu_plan(void *self, const ks_device_info *card, const ks_bind *b, uint64_t budget, ks_device_plan *ret,
+            ks_err *err);
+uint64_t cu_plan_budget(uint64_t budget, uint64_t free_bytes, uint64_t context); /* 0: what is free */
+int cu_plan_fits(const cu_dev *d, ks_err *err);
+uint64_t cu_plan_bytes(const cu_dev *d); /* counted so far, as the driver rounds them */
+const char *cu_purpose_name(uint32_t purpose);
+/* Places for `total` experts, at most `widest` in a layer, in what is left: on their way, and for good. */
+int cu_plan_experts(const cu_dev *d, uint64_t total, uint32_t widest, size_t bytes, uint32_t *ret_ring,
+                    uint32_t *ret_resident, ks_err *err);
+
 /* bind.c */
+int cu_set_bind(cu_dev *d, const ks_bind *b, ks_err *err); /* checks and copies */
+int cu_count(cu_dev *d, ks_err *err);                      /* what bind needs: fills d->parts; cu_unbind afterwards */
 int cu_bind(void *dev, const ks_bind *b, ks_err *err);
 void cu_unbind(cu_dev *d);
 
 /* experts.c */
-int cu_experts_bind(cu_dev *d, ks_err *err);
+int cu_experts_lay_out(cu_dev *d, ks_err *err); /* memory and tables: no call to the driver, it may be for planning */
+int cu_experts_fill(cu_dev *d, ks_err *err);
 void cu_experts_unbind(cu_dev *d);
 int cu_experts_place(void *dev, const uint32_t *layer_expert, uint32_t n_pairs, ks_err *err);
 int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */

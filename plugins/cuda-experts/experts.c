@@ -10,10 +10,8 @@
 #include <string.h>
 
 #define NOBODY UINT32_MAX
-#define MIN_RING 2u
 #define GROUPS 4u /* a group of streamed experts takes this part of the ring */
 #define AHEAD 2u  /* rows an expert, on average, from which on all experts are taken to be asked for */
-#define RING_BYTES ((uint64_t)512 << 20)
 
 /* ---- bind */
 
@@ -28,14 +26,16 @@ static int add_bank(cu_dev *d, uint32_t i, ks_err *err)
     b->down = q;
     b->gate_up_stride = gu->stride;
     b->down_stride = down->stride;
-    b->one_copy = q > p && gu->stride == down->stride && (size_t)(q - p) + down->mat_bytes <= gu->stride;
+    size_t apart = p || q ? (size_t)(q - p) : cu_round(gu->mat_bytes, 64); /* no data yet: as the store will lay them */
+    b->one_copy =
+        q >= p && gu->stride == down->stride && apart >= gu->mat_bytes && apart + down->mat_bytes <= gu->stride;
     b->gate_up_bytes = gu->mat_bytes;
     b->down_bytes = down->mat_bytes;
-    b->down_off = b->one_copy ? (size_t)(q - p) : cu_round(gu->mat_bytes, 256);
+    b->down_off = b->one_copy ? apart : cu_round(gu->mat_bytes, 256);
     size_t bytes = cu_round(b->down_off + down->mat_bytes, 256);
     if (bytes > d->ex.slot_bytes) d->ex.slot_bytes = bytes;
     if (!(b->where = cu_alloc_host(d, b->n_experts, sizeof *b->where, "the experts' table", err)) ||
-        !(b->where_dev = cu_alloc(d, b->n_experts, sizeof *b->where, "the experts' table", err)))
+        !(b->where_dev = cu_alloc(d, b->n_experts, sizeof *b->where, CU_FOR_TABLES, err)))
         return KS_E_NOMEM;
     return 0;
 }
@@ -62,18 +62,18 @@ static int alloc_work(cu_dev *d, ks_err *err)
         if (n * v->n_out > out) out = n * v->n_out;
         n_experts = cu_max(n_experts, op->u.mlp.n_experts);
     }
-    if (!(x->gate_up = cu_alloc(d, gu, sizeof(float), "the hidden layer", err)) ||
-        !(x->hidden = cu_alloc(d, hidden, sizeof(float), "the hidden layer", err)) ||
-        !(x->out = cu_alloc(d, out, sizeof(float), "the experts' results", err)) ||
-        !(x->begin = cu_alloc(d, (size_t)n_experts + 1, sizeof(uint32_t), "routed pairs", err)) ||
+    if (!(x->gate_up = cu_alloc(d, gu, sizeof(float), CU_FOR_ACTS, err)) ||
+        !(x->hidden = cu_alloc(d, hidden, sizeof(float), CU_FOR_ACTS, err)) ||
+        !(x->out = cu_alloc(d, out, sizeof(float), CU_FOR_ACTS, err)) ||
+        !(x->begin = cu_alloc(d, (size_t)n_experts + 1, sizeof(uint32_t), CU_FOR_ACTS, err)) ||
         !(x->begin_host = cu_alloc_pinned(d, (size_t)n_experts + 1, sizeof(uint32_t), "routed pairs", err)) ||
-        !(x->pair_row = cu_alloc(d, pairs, sizeof(uint32_t), "routed pairs", err)) ||
-        !(x->slot_pair = cu_alloc(d, pairs, sizeof(uint32_t), "routed pairs", err)) ||
-        !(x->pair_weight = cu_alloc(d, pairs, sizeof(float), "routed pairs", err)) ||
-        !(x->refs = cu_alloc(d, n_experts, sizeof *x->refs, "routed pairs", err)) ||
+        !(x->pair_row = cu_alloc(d, pairs, sizeof(uint32_t), CU_FOR_ACTS, err)) ||
+        !(x->slot_pair = cu_alloc(d, pairs, sizeof(uint32_t), CU_FOR_ACTS, err)) ||
+        !(x->pair_weight = cu_alloc(d, pairs, sizeof(float), CU_FOR_ACTS, err)) ||
+        !(x->refs = cu_alloc(d, n_experts, sizeof *x->refs, CU_FOR_ACTS, err)) ||
         !(x->refs_host = cu_alloc_pinned(d, n_experts, sizeof *x->refs, "routed pairs", err)) ||
-        !(x->n_refs = cu_alloc(d, 1, sizeof *x->n_refs, "routed pairs", err)) ||
-        !(x->heat = cu_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *x->heat, "routing counts", err)))
+        !(x->n_refs = cu_alloc(d, 1, sizeof *x->n_refs, CU_FOR_ACTS, err)) ||
+        !(x->heat = cu_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *x->heat, CU_FOR_TABLES, err)))
         return KS_E_NOMEM;
     return act_rows ? cu_alloc_act(d, &x->hidden_act, act_rows, act_width, err) : 0;
 }
@@ -130,7 +130,7 @@ static int pin_banks(cu_dev *d, ks_err *err)
 static int alloc_cold(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    size_t in = 0, out = 0, pairs = 0, rows = cu_min(d->bind.max_rows, (uint32_t)d->opts->cold_rows);
+    size_t in = 0, out = 0, pairs = 0, rows = cu_min(d->bind.max_rows, d->share_rows - 1);
     if (!d->bind.cold || !rows) return 0;
     for (uint32_t i = 0; i < x->n_banks; i++) {
         const ks_op *op = cu_op(d->g, x->banks[i].op);
@@ -145,50 +145,43 @@ static int alloc_cold(cu_dev *d, ks_err *err)
         !(x->cold_weights = cu_alloc_host(d, rows * pairs, sizeof(float), "experts of the host", err)) ||
         !(x->cold_ids = cu_alloc_host(d, rows * pairs, sizeof(int32_t), "experts of the host", err)) ||
         !(x->cold_keep = cu_alloc_host(d, rows * pairs, 1, "experts of the host", err)) ||
-        !(x->cold_sum = cu_alloc(d, rows * out, sizeof(float), "experts of the host", err)))
+        !(x->cold_sum = cu_alloc(d, rows * out, sizeof(float), CU_FOR_ACTS, err)))
         return KS_E_NOMEM;
     return 0;
 }
 
-static int alloc_ring(cu_dev *d, uint32_t n, ks_err *err)
+static int alloc_places(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    uint8_t *p = cu_alloc(d, n, x->slot_bytes, "experts on their way", err);
-    if (!p || !(x->ring = cu_alloc_host(d, n, sizeof *x->ring, "the ring", err))) return KS_E_NOMEM;
-    for (; x->n_ring < n; x->n_ring++) {
-        struct ring_slot *s = &x->ring[x->n_ring];
-        int rc;
-        s->p = p + x->n_ring * x->slot_bytes;
-        if ((rc = cu_check(d, cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming), "an event", err)) ||
-            (rc = cu_check(d, cudaEventCreateWithFlags(&s->landed, cudaEventDisableTiming), "an event", err)))
-            return rc;
+    uint64_t total = 0;
+    uint32_t widest = 0;
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        total += x->banks[i].n_experts;
+        widest = cu_max(widest, x->banks[i].n_experts);
     }
+    int rc = cu_plan_experts(d, total, widest, x->slot_bytes, &x->n_ring, &x->n_slots, err);
+    if (rc) return rc;
+    uint8_t *ring = x->n_ring ? cu_alloc(d, x->n_ring, x->slot_bytes, CU_FOR_RING, err) : NULL;
+    uint8_t *slots = x->n_slots ? cu_alloc(d, x->n_slots, x->slot_bytes, CU_FOR_RESIDENT, err) : NULL;
+    x->ring = cu_alloc_host(d, x->n_ring, sizeof *x->ring, "the ring", err);
+    x->slots = cu_alloc_host(d, x->n_slots, sizeof *x->slots, "resident experts", err);
+    if ((x->n_ring && !ring) || (x->n_slots && !slots) || !x->ring || !x->slots) return KS_E_NOMEM;
+    for (uint32_t i = 0; i < x->n_ring; i++) x->ring[i].p = ring + i * x->slot_bytes;
+    for (uint32_t i = 0; i < x->n_slots; i++)
+        x->slots[i] = (struct dev_slot) { slots + i * x->slot_bytes, NOBODY, 0, false };
     return 0;
 }
 
-static int alloc_slots(cu_dev *d, ks_err *err)
+static int make_events(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    uint64_t total = 0, left = (d->budget - d->used) / (x->slot_bytes ? x->slot_bytes : 1);
-    for (uint32_t i = 0; i < x->n_banks; i++) total += x->banks[i].n_experts;
-    if (!total) return 0;
-    uint64_t most = d->opts->resident < 0 ? total : (uint64_t)d->opts->resident;
-    most = most < total ? most : total;
-    if (left < most || most < total) { /* the ring first: without it nothing runs */
-        uint64_t ring = d->opts->ring ? (uint64_t)d->opts->ring : RING_BYTES / x->slot_bytes;
-        ring = ring < MIN_RING ? MIN_RING : ring > total ? total : ring;
-        if (ring > left / 2) ring = left / 2 > MIN_RING ? left / 2 : MIN_RING;
-        int rc = alloc_ring(d, (uint32_t)ring, err);
-        if (rc) return rc;
-        left = left > ring ? left - ring : 0;
+    int rc = cu_check(d, cudaEventCreateWithFlags(&x->placed, cudaEventDisableTiming), "an event", err);
+    for (uint32_t i = 0; i < x->n_ring && !rc; i++) {
+        struct ring_slot *s = &x->ring[i];
+        rc = cu_check(d, cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming), "an event", err);
+        if (!rc) rc = cu_check(d, cudaEventCreateWithFlags(&s->landed, cudaEventDisableTiming), "an event", err);
     }
-    x->n_slots = (uint32_t)(left < most ? left : most);
-    uint8_t *p = x->n_slots ? cu_alloc(d, x->n_slots, x->slot_bytes, "resident experts", err) : NULL;
-    x->slots = cu_alloc_host(d, x->n_slots, sizeof *x->slots, "resident experts", err);
-    if ((x->n_slots && !p) || !x->slots) return KS_E_NOMEM;
-    for (uint32_t i = 0; i < x->n_slots; i++)
-        x->slots[i] = (struct dev_slot) { p + i * x->slot_bytes, NOBODY, 0, false };
-    return 0;
+    return rc;
 }
 
 static int copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err)
@@ -247,21 +240,24 @@ static int publish(cu_dev *d, ks_err *err)
     return 0;
 }
 
-int cu_experts_bind(cu_dev *d, ks_err *err)
+int cu_experts_lay_out(cu_dev *d, ks_err *err)
 {
-    cu_experts *x = &d->ex;
     uint32_t n = 0;
     int rc;
     for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++)
         n += d->mine[i] && cu_op(d->g, i)->kind == KS_OP_EXPERTS;
-    if (!(x->banks = cu_alloc_host(d, n, sizeof *x->banks, "the experts' table", err))) return KS_E_NOMEM;
-    if ((rc = cu_check(d, cudaEventCreateWithFlags(&x->placed, cudaEventDisableTiming), "an event", err))) return rc;
+    if (!(d->ex.banks = cu_alloc_host(d, n, sizeof *d->ex.banks, "the experts' table", err))) return KS_E_NOMEM;
     for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++)
         if (d->mine[i] && cu_op(d->g, i)->kind == KS_OP_EXPERTS && (rc = add_bank(d, i, err))) return rc;
-    if ((rc = alloc_work(d, err)) || (rc = alloc_cold(d, err)) || (rc = pin_banks(d, err)) ||
-        (rc = alloc_slots(d, err)) ||
-        (rc = cu_check(d, cudaStreamSynchronize(d->compute), "clearing memory", err)) || /* before copies into it */
-        (rc = place_evenly(d, err)) || (rc = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", err)))
+    if ((rc = alloc_work(d, err)) || (rc = alloc_cold(d, err))) return rc;
+    return alloc_places(d, err);
+}
+
+int cu_experts_fill(cu_dev *d, ks_err *err)
+{
+    int rc;
+    if ((rc = make_events(d, err)) || (rc = pin_banks(d, err)) || (rc = place_evenly(d, err)) ||
+        (rc = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", err)))
         return rc;
     return publish(d, err);
 }
@@ -270,7 +266,7 @@ void cu_experts_unbind(cu_dev *d)
 {
     cu_experts *x = &d->ex;
     for (uint32_t i = 0; i < x->n_banks; i++) free(x->banks[i].where);
-    for (uint32_t i = 0; i < x->n_ring; i++) { /* a lost device cannot; there is nothing to do about it */
+    for (uint32_t i = 0; i < x->n_ring && x->ring; i++) { /* a lost device cannot; there is nothing to do about it */
         if (x->ring[i].free) (void)cudaEventDestroy(x->ring[i].free);
         if (x->ring[i].landed) (void)cudaEventDestroy(x->ring[i].landed);
     }
@@ -722,7 +718,7 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
     if (b->n_resident == b->n_experts)
         run_resident(d, op, b);
-    else if (x->cold_x && n <= (uint32_t)d->opts->cold_rows)
+    else if (x->cold_x && n < d->share_rows)
         return run_shared(d, op, index, b, err);
     else
         rc = run_streamed(d, op, bank, err);

@@ -21,14 +21,11 @@ static const ks_option options[] = {
       .min = 0,
       .max = 65536,
       .help = "Places in GPU memory for experts on their way from RAM, 0 for 512 MB of them" },
-    { .key = "cold-rows",
-      .type = KS_OPT_INT,
-      .offset = offsetof(cu_options, cold_rows),
-      .dflt = "16",
-      .min = 0,
-      .max = 4096,
-      .help =
-          "Most rows of a step for which the CPU computes the experts that are not resident, with --device hybrid" },
+    { .key = "apart",
+      .type = KS_OPT_BOOL,
+      .offset = offsetof(cu_options, apart),
+      .dflt = "0",
+      .help = "Each buffer is an allocation of its own, so that memory checkers see where it ends" },
 };
 
 static int probe(const ks_host *h, const void *opts, ks_probe *ret, ks_err *err)

@@ -27,7 +27,7 @@ static void log_line(const ks_host *h, int32_t level, const char *msg)
 }
 
 static const ks_host host = { .size = sizeof host, .log = log_line };
-static cu_plugin plugin = { &host, &options };
+static cu_plugin plugin = { .host = &host, .opts = &options };
 
 static int choose(fixture *f, ks_err *err)
 {
