@@ -23,6 +23,7 @@ struct split_dev {
     struct move *moves;
     uint32_t n_moves, cap_moves;
     uint8_t *buffer; /* of a register on its way */
+    uint64_t *heat;  /* (n_layers, n_experts) of one device */
     /* While main runs an EXPERTS op. */
     const ks_batch *batch;
     ks_err cold_err; /* code 0: none; the callback has no way to say it */
@@ -150,7 +151,9 @@ static void unbind(struct split_dev *d)
     free(d->last);
     free(d->moves);
     free(d->buffer);
+    free(d->heat);
     d->where = d->last = d->buffer = NULL;
+    d->heat = NULL;
     d->moves = NULL;
     d->n_moves = d->cap_moves = 0;
     d->g = NULL;
@@ -211,6 +214,9 @@ static int split_bind(void *dev, const ks_bind *b, ks_err *err)
         bm.cold = run_cold;
         bm.cold_ctx = d;
     }
+    size_t heat = (size_t)b->graph->n_layers * b->graph->n_experts;
+    if (!rc && heat && !(d->heat = ks_calloc(heat, sizeof *d->heat)))
+        rc = ks_fail(err, KS_E_NOMEM, "out of memory for routing counts");
     if (!rc) rc = plan_moves(d, b, err);
     if (!rc) rc = d->iface[MAIN]->bind(d->dev[MAIN], &bm, err);
     if (!rc && d->uses_rest) rc = d->iface[REST]->bind(d->dev[REST], b, err);
@@ -300,11 +306,19 @@ static int split_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *
     return rc;
 }
 
-static int split_place(void *dev, const uint32_t *layer_expert, uint32_t n_pairs, ks_err *err)
+static int split_place(void *dev, const ks_place *changes, uint32_t n, ks_err *err)
 {
     struct split_dev *d = dev;
     if (!d->iface[MAIN]->place) return ks_fail(err, KS_E_UNSUPPORTED, "the device keeps no experts");
-    return d->iface[MAIN]->place(d->dev[MAIN], layer_expert, n_pairs, err);
+    return d->iface[MAIN]->place(d->dev[MAIN], changes, n, err);
+}
+
+static int split_keeps(void *dev, uint32_t *ret_slots, ks_err *err)
+{
+    struct split_dev *d = dev;
+    if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to the two devices");
+    if (!d->iface[MAIN]->keeps) return ks_fail(err, KS_E_UNSUPPORTED, "the device keeps no experts");
+    return d->iface[MAIN]->keeps(d->dev[MAIN], ret_slots, err);
 }
 
 static int check_reg(const struct split_dev *d, uint32_t reg, ks_err *err)
@@ -360,21 +374,25 @@ static int split_stats(void *dev, ks_device_stats *ret, ks_err *err)
     return 0;
 }
 
+/* A layer's counts are those of the device that runs its EXPERTS ops: what the other computes for it is counted there,
+ * too. */
 static int split_heat(void *dev, uint64_t *ret_counts, ks_err *err)
 {
     struct split_dev *d = dev;
     if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to the two devices");
-    size_t n = (size_t)d->g->n_layers * d->g->n_experts;
-    memset(ret_counts, 0, n * sizeof *ret_counts);
-    uint64_t *one = ks_calloc(n, sizeof *one);
-    int rc = one ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for routing counts");
-    for (uint32_t i = 0; i < (d->uses_rest ? 2u : 1u) && !rc; i++) {
-        if (!d->iface[i]->heat) continue;
-        rc = d->iface[i]->heat(d->dev[i], one, err);
-        for (size_t k = 0; k < n && !rc; k++) ret_counts[k] += one[k];
+    size_t width = d->g->n_experts;
+    memset(ret_counts, 0, d->g->n_layers * width * sizeof *ret_counts);
+    for (uint32_t at = MAIN; at <= REST; at++) {
+        if (!d->iface[at]->heat || (at == REST && !d->uses_rest)) continue;
+        int rc = d->iface[at]->heat(d->dev[at], d->heat, err);
+        if (rc) return rc;
+        for (uint32_t i = 0; i < d->g->n_ops; i++) {
+            const ks_op *op = &d->g->ops[i];
+            if (op->kind == KS_OP_EXPERTS && d->where[i] == at && op->layer < d->g->n_layers)
+                memcpy(ret_counts + op->layer * width, d->heat + op->layer * width, width * sizeof *ret_counts);
+        }
     }
-    free(one);
-    return rc;
+    return 0;
 }
 
 void ks_split_counts(const void *dev, uint32_t *ret_rest_ops, uint32_t *ret_moves, uint32_t *ret_kinds)
@@ -406,4 +424,5 @@ const ks_device_iface ks_split_device_iface = {
     .copy_slot = split_copy_slot,
     .stats = split_stats,
     .heat = split_heat,
+    .keeps = split_keeps,
 };
