@@ -18,6 +18,14 @@ int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err)
     return ks_fail(err, KS_E_DEVICE, "%s", d->why);
 }
 
+int cu_wait(cu_dev *d, const char *what, ks_err *err)
+{
+    uint64_t t0 = cu_now_ns();
+    int rc = cu_check(d, cudaStreamSynchronize(d->compute), what, err);
+    atomic_fetch_add_explicit(&d->wait_ns, cu_now_ns() - t0, memory_order_relaxed);
+    return rc;
+}
+
 /* ---- listing */
 
 /* Bytes a second from pinned memory, the best of a few copies; 0: not measurable. */
@@ -230,21 +238,17 @@ static int cu_stats(void *dev, ks_device_stats *ret, ks_err *err)
                           .bytes_out = atomic_load_explicit(&d->bytes_out, memory_order_relaxed),
                           .experts_hot = atomic_load_explicit(&d->hot, memory_order_relaxed),
                           .experts_cold = atomic_load_explicit(&d->cold, memory_order_relaxed),
-                          .mem_bytes = d->used };
+                          .mem_bytes = d->used,
+                          .expert_slots = d->ex.n_slots,
+                          .experts_resident = atomic_load_explicit(&d->resident, memory_order_relaxed),
+                          .slot_bytes = d->ex.slot_bytes,
+                          .uploads = atomic_load_explicit(&d->uploads, memory_order_relaxed),
+                          .upload_bytes = atomic_load_explicit(&d->upload_bytes, memory_order_relaxed),
+                          .run_ns = atomic_load_explicit(&d->run_ns, memory_order_relaxed),
+                          .wait_ns = atomic_load_explicit(&d->wait_ns, memory_order_relaxed),
+                          .cold_ns = atomic_load_explicit(&d->cold_ns, memory_order_relaxed) };
     memcpy(ret, &s, ret->size < sizeof s ? ret->size : sizeof s);
     return 0;
-}
-
-static int cu_heat(void *dev, uint64_t *ret_counts, ks_err *err)
-{
-    cu_dev *d = dev;
-    int rc = begin(d, err);
-    size_t n = rc ? 0 : (size_t)d->g->n_layers * d->g->n_experts;
-    if (rc || !n) return rc;
-    rc =
-        cu_check(d, cudaMemcpyAsync(ret_counts, d->ex.heat, n * sizeof *ret_counts, cudaMemcpyDeviceToHost, d->compute),
-                 "routing counts", err);
-    return rc ? rc : cu_check(d, cudaStreamSynchronize(d->compute), "routing counts", err);
 }
 
 const ks_device_iface cu_iface = {
@@ -254,7 +258,7 @@ const ks_device_iface cu_iface = {
     .close = cu_close,
     .lower = cu_lower,
     .bind = cu_bind,
-    .place = cu_experts_place,
+    .place = cu_place,
     .run = cu_run,
     .get = cu_get,
     .put = cu_put,
@@ -262,5 +266,6 @@ const ks_device_iface cu_iface = {
     .copy_slot = cu_copy_slot,
     .stats = cu_stats,
     .heat = cu_heat,
+    .keeps = cu_place_keeps,
     .plan = cu_plan,
 };

@@ -10,8 +10,10 @@
 #include <krasis/plugin.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <time.h>
 
 #define CU_MAX_TILE_KINDS 16u
+#define CU_BATCHES 8u             /* of experts on their way to stay */
 #define CU_PAGE ((size_t)2 << 20) /* what the driver rounds an allocation up to */
 
 #define CU_MAX_GPUS 64u
@@ -81,12 +83,16 @@ struct dev_bank {
     const uint8_t **where; /* (n_experts) host copy of the table: NULL: not resident */
     const uint8_t **where_dev;
     uint32_t n_resident;
+    uint32_t *slot_of; /* (n_experts) its slot + 1, or 0 */
+    uint32_t next;     /* bank of the same layer + 1, or 0 */
+    bool dirty;        /* where_dev is not where */
 };
 
 /* A place for one expert, resident or in the ring. */
 struct dev_slot {
     uint8_t *p;
     uint32_t bank, expert; /* UINT32_MAX: nobody */
+    uint64_t batch;        /* of loads */
     bool arriving;         /* its copy was issued, the table does not name it yet */
 };
 
@@ -101,12 +107,16 @@ typedef struct cu_experts {
     uint32_t n_banks;
     size_t slot_bytes;
     struct dev_slot *slots; /* resident */
-    uint32_t n_slots, n_arriving;
-    struct ring_slot *ring; /* (n_ring) a queue: [head, taken) being computed with, [taken, tail) on their way */
+    uint32_t n_slots;
+    uint32_t *free_slots, n_free; /* (n_slots) a stack */
+    uint32_t *layer_bank;         /* (n_layers) its first bank + 1, or 0 */
+    cudaEvent_t landed[CU_BATCHES], idle;
+    uint64_t n_batches, n_landed; /* of loads: begun, entered into the tables */
+    bool stepped;                 /* a step has run since bind */
+    struct ring_slot *ring;       /* (n_ring) a queue: [head, taken) being computed with, [taken, tail) on their way */
     uint32_t n_ring;
     uint64_t head, taken, tail;
     uint32_t ahead_bank, ahead_expert; /* the next that is sent before anybody asks; ahead_bank n_banks: none */
-    cudaEvent_t placed;                /* all copies of the last place() */
     void **registered;                 /* host memory pinned for DMA */
     uint32_t n_registered;
     /* of rows whose cold experts the host computes; pinned */
@@ -121,7 +131,7 @@ typedef struct cu_experts {
     cu_act hidden_act;
     cu_ref *refs, *refs_host;
     uint32_t *n_refs;
-    uint64_t *heat; /* (n_layers, n_experts) */
+    uint64_t *heat, *heat_host; /* (n_layers, n_experts) the second pinned, as after the last run */
 } cu_experts;
 
 typedef struct cu_step { /* device addresses of what a batch says, valid in run */
@@ -171,6 +181,8 @@ typedef struct cu_dev {
     const ks_batch *batch; /* while running */
     cu_step step;
     _Atomic uint64_t steps, rows, launches, bytes_in, bytes_out, hot, cold;
+    _Atomic uint64_t uploads, upload_bytes, run_ns, wait_ns, cold_ns;
+    _Atomic uint32_t resident;
 } cu_dev;
 
 /* What a plugin compiled today must not assume: that the host's structs have the size of its own. */
@@ -189,6 +201,12 @@ static inline const ks_weight *cu_gweight(const ks_graph *g, int32_t i)
 static inline const ks_state *cu_gstate(const ks_graph *g, uint32_t i)
 {
     return (const ks_state *)(const void *)((const uint8_t *)g->states + (size_t)i * g->state_size);
+}
+static inline uint64_t cu_now_ns(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 static inline uint32_t cu_max(uint32_t a, uint32_t b)
 {
@@ -217,6 +235,8 @@ static inline float *cu_vector(const cu_dev *d, int32_t w)
 
 /* device.c: 0, or KS_E_DEVICE with what failed; retires the device. */
 int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err);
+/* Waits for the compute stream, and counts how long. */
+int cu_wait(cu_dev *d, const char *what, ks_err *err);
 int cu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks_err *err);
 
 /* context.c: makes the process's context on GPU i; what it costs is measured the first time. */
@@ -256,9 +276,19 @@ void cu_unbind(cu_dev *d);
 int cu_experts_lay_out(cu_dev *d, ks_err *err); /* memory and tables: no call to the driver, it may be for planning */
 int cu_experts_fill(cu_dev *d, ks_err *err);
 void cu_experts_unbind(cu_dev *d);
-int cu_experts_place(void *dev, const uint32_t *layer_expert, uint32_t n_pairs, ks_err *err);
+int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err);
 int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+
+/* place.c */
+int cu_place_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */
+int cu_place_first(cu_dev *d, ks_err *err);
+void cu_place_unbind(cu_dev *d);
+int cu_place_begin(cu_dev *d, ks_err *err); /* of a run: what has landed can be read from now on */
+int cu_place(void *dev, const ks_place *changes, uint32_t n, ks_err *err);
+int cu_place_keeps(void *dev, uint32_t *ret_slots, ks_err *err);
+int cu_heat_fetch(cu_dev *d, ks_err *err); /* in a run, after its last EXPERTS op */
+int cu_heat(void *dev, uint64_t *ret_counts, ks_err *err);
 
 /* step.c: the batch's tables on their way to the device */
 int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err);

@@ -168,14 +168,14 @@ static int alloc_places(cu_dev *d, ks_err *err)
     if ((x->n_ring && !ring) || (x->n_slots && !slots) || !x->ring || !x->slots) return KS_E_NOMEM;
     for (uint32_t i = 0; i < x->n_ring; i++) x->ring[i].p = ring + i * x->slot_bytes;
     for (uint32_t i = 0; i < x->n_slots; i++)
-        x->slots[i] = (struct dev_slot) { slots + i * x->slot_bytes, NOBODY, 0, false };
-    return 0;
+        x->slots[i] = (struct dev_slot) { slots + i * x->slot_bytes, NOBODY, 0, 0, false };
+    return cu_place_lay_out(d, err);
 }
 
 static int make_events(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    int rc = cu_check(d, cudaEventCreateWithFlags(&x->placed, cudaEventDisableTiming), "an event", err);
+    int rc = 0;
     for (uint32_t i = 0; i < x->n_ring && !rc; i++) {
         struct ring_slot *s = &x->ring[i];
         rc = cu_check(d, cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming), "an event", err);
@@ -184,7 +184,7 @@ static int make_events(cu_dev *d, ks_err *err)
     return rc;
 }
 
-static int copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err)
+int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err)
 {
     size_t first = b->one_copy ? b->down_off + b->down_bytes : b->gate_up_bytes;
     atomic_fetch_add_explicit(&d->bytes_in, b->one_copy ? first : first + b->down_bytes, memory_order_relaxed);
@@ -196,48 +196,6 @@ static int copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t 
         d,
         cudaMemcpyAsync(to + b->down_off, b->down + e * b->down_stride, b->down_bytes, cudaMemcpyHostToDevice, d->copy),
         "an expert's copy", err);
-}
-
-/* The first choice, before anybody knows better: equally many of each layer. */
-static int place_evenly(cu_dev *d, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    uint32_t slot = 0, most = 0;
-    for (uint32_t i = 0; i < x->n_banks; i++) most = cu_max(most, x->banks[i].n_experts);
-    for (uint32_t e = 0; e < most; e++)
-        for (uint32_t b = 0; b < x->n_banks && slot < x->n_slots; b++) {
-            if (e >= x->banks[b].n_experts) continue;
-            struct dev_slot *s = &x->slots[slot++];
-            s->bank = b;
-            s->expert = e;
-            s->arriving = true;
-            x->n_arriving++;
-            int rc = copy_expert(d, &x->banks[b], e, s->p, err);
-            if (rc) return rc;
-        }
-    return 0;
-}
-
-static int publish(cu_dev *d, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    for (uint32_t i = 0; i < x->n_slots; i++) {
-        struct dev_slot *s = &x->slots[i];
-        if (!s->arriving) continue;
-        s->arriving = false;
-        x->banks[s->bank].where[s->expert] = s->p;
-        x->banks[s->bank].n_resident++;
-    }
-    x->n_arriving = 0;
-    for (uint32_t i = 0; i < x->n_banks; i++) {
-        struct dev_bank *b = &x->banks[i];
-        int rc = cu_check(d,
-                          cudaMemcpyAsync(b->where_dev, b->where, b->n_experts * sizeof *b->where,
-                                          cudaMemcpyHostToDevice, d->compute),
-                          "the experts' table", err);
-        if (rc) return rc;
-    }
-    return 0;
 }
 
 int cu_experts_lay_out(cu_dev *d, ks_err *err)
@@ -256,21 +214,19 @@ int cu_experts_lay_out(cu_dev *d, ks_err *err)
 int cu_experts_fill(cu_dev *d, ks_err *err)
 {
     int rc;
-    if ((rc = make_events(d, err)) || (rc = pin_banks(d, err)) || (rc = place_evenly(d, err)) ||
-        (rc = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", err)))
-        return rc;
-    return publish(d, err);
+    if ((rc = make_events(d, err)) || (rc = pin_banks(d, err))) return rc;
+    return cu_place_first(d, err);
 }
 
 void cu_experts_unbind(cu_dev *d)
 {
     cu_experts *x = &d->ex;
+    cu_place_unbind(d);
     for (uint32_t i = 0; i < x->n_banks; i++) free(x->banks[i].where);
     for (uint32_t i = 0; i < x->n_ring && x->ring; i++) { /* a lost device cannot; there is nothing to do about it */
         if (x->ring[i].free) (void)cudaEventDestroy(x->ring[i].free);
         if (x->ring[i].landed) (void)cudaEventDestroy(x->ring[i].landed);
     }
-    if (x->placed) (void)cudaEventDestroy(x->placed);
     for (uint32_t i = 0; i < x->n_registered; i++) (void)cudaHostUnregister(x->registered[i]);
     free(x->banks);
     free(x->slots);
@@ -280,93 +236,6 @@ void cu_experts_unbind(cu_dev *d)
     free(x->cold_ids);
     free(x->cold_keep);
     *x = (cu_experts) { 0 };
-}
-
-/* ---- place */
-
-static struct dev_bank *bank_of_layer(cu_dev *d, uint32_t layer, uint32_t *ret)
-{
-    for (uint32_t i = 0; i < d->ex.n_banks; i++)
-        if (d->ex.banks[i].layer == layer) {
-            *ret = i;
-            return &d->ex.banks[i];
-        }
-    return NULL;
-}
-
-static bool listed(const uint32_t *list, uint32_t n, uint32_t layer, uint32_t expert)
-{
-    for (uint32_t i = 0; i < n; i++)
-        if (list[2 * i] == layer && list[2 * i + 1] == expert) return true;
-    return false;
-}
-
-static bool has_slot(const cu_experts *x, uint32_t bank, uint32_t expert)
-{
-    for (uint32_t i = 0; i < x->n_slots; i++)
-        if (x->slots[i].bank == bank && x->slots[i].expert == expert) return true;
-    return false;
-}
-
-static int check_place(cu_dev *d, const uint32_t *list, uint32_t n, ks_err *err)
-{
-    uint32_t bank;
-    if (n > d->ex.n_slots)
-        return ks_fail(err, KS_E_LIMIT, "GPU %d: %u experts to keep, there is room for %u", d->index, n, d->ex.n_slots);
-    for (uint32_t i = 0; i < n; i++) {
-        const struct dev_bank *b = bank_of_layer(d, list[2 * i], &bank);
-        if (!b || list[2 * i + 1] >= b->n_experts)
-            return ks_fail(err, KS_E_INVAL, "GPU %d: there is no expert %u in layer %u", d->index, list[2 * i + 1],
-                           list[2 * i]);
-    }
-    return 0;
-}
-
-/* Between steps: nothing reads the slots now. New ones are streamed until their copies have landed. */
-int cu_experts_place(void *dev, const uint32_t *list, uint32_t n, ks_err *err)
-{
-    cu_dev *d = dev;
-    cu_experts *x = &d->ex;
-    uint32_t slot = 0, bank = 0;
-    if (d->dead) return ks_fail(err, KS_E_DEVICE, "%s", d->why);
-    if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to GPU %d", d->index);
-    int rc = check_place(d, list, n, err);
-    if (rc || (rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err))) return rc;
-    for (uint32_t i = 0; i < x->n_slots; i++) {
-        struct dev_slot *s = &x->slots[i];
-        if (s->bank == NOBODY || listed(list, n, x->banks[s->bank].layer, s->expert)) continue;
-        if (s->arriving) {
-            s->arriving = false;
-            x->n_arriving--;
-        } else {
-            x->banks[s->bank].where[s->expert] = NULL;
-            x->banks[s->bank].n_resident--;
-        }
-        s->bank = NOBODY;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        const struct dev_bank *b = bank_of_layer(d, list[2 * i], &bank);
-        if (has_slot(x, bank, list[2 * i + 1])) continue;
-        while (x->slots[slot].bank != NOBODY) slot++;
-        x->slots[slot].bank = bank;
-        x->slots[slot].expert = list[2 * i + 1];
-        x->slots[slot].arriving = true;
-        x->n_arriving++;
-        if ((rc = copy_expert(d, b, list[2 * i + 1], x->slots[slot].p, err))) return rc;
-    }
-    return cu_check(d, cudaEventRecord(x->placed, d->copy), "an event", err);
-}
-
-static int poll_placed(cu_dev *d, ks_err *err)
-{
-    if (!d->ex.n_arriving) return 0;
-    cudaError_t rc = cudaEventQuery(d->ex.placed);
-    if (rc == cudaErrorNotReady) {
-        (void)cudaGetLastError();
-        return 0;
-    }
-    int e = cu_check(d, rc, "experts' copies", err);
-    return e ? e : publish(d, err);
 }
 
 /* ---- run */
@@ -433,6 +302,21 @@ static void products(cu_dev *d, const struct job *j)
     cu_launch_matmul(&m, d->compute);
 }
 
+static void combine(cu_dev *d, const ks_op *op)
+{
+    cu_experts *x = &d->ex;
+    cu_combine c = { .n_rows = d->batch->n_rows,
+                     .k = op->u.mlp.k,
+                     .n_cols = cu_gweight(d->g, op->w[1])->n_out,
+                     .n = d->batch->n_rows * op->u.mlp.k,
+                     .clear = 1,
+                     .slot_pair = x->slot_pair,
+                     .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
+                     .x = x->out,
+                     .y = d->regs[op->out[0]].r };
+    cu_launch_combine(&c, d->compute);
+}
+
 /* Nothing to bring: the device finds the experts itself, the host need not know. */
 static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
 {
@@ -447,6 +331,7 @@ static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
                      .n_rows = d->batch->n_rows,
                      .n_pairs = n };
     products(d, &j);
+    combine(d, op);
     atomic_fetch_add_explicit(&d->hot, n, memory_order_relaxed);
 }
 
@@ -461,7 +346,7 @@ static int send(cu_dev *d, uint32_t bank, uint32_t e, ks_err *err)
     s->bank = bank;
     s->expert = e;
     if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, s->free, 0), "waiting for a slot", err)) ||
-        (rc = copy_expert(d, &x->banks[bank], e, s->p, err)) ||
+        (rc = cu_copy_expert(d, &x->banks[bank], e, s->p, err)) ||
         (rc = cu_check(d, cudaEventRecord(s->landed, d->copy), "an event", err)))
         return rc;
     x->tail++;
@@ -496,7 +381,7 @@ static int send_ahead(cu_dev *d, ks_err *err)
 int cu_experts_begin(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    int rc = poll_placed(d, err);
+    int rc = cu_place_begin(d, err);
     if (rc || !x->n_ring) return rc;
     const ks_op *op = cu_op(d->g, x->banks[0].op);
     if (x->tail > x->taken && (uint64_t)d->batch->n_rows * op->u.mlp.k >= AHEAD * x->banks[0].n_experts) return 0;
@@ -581,7 +466,7 @@ static int run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
                       cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
                                       cudaMemcpyDeviceToHost, d->compute),
                       "routed pairs", err);
-    if (!rc) rc = cu_check(d, cudaStreamSynchronize(d->compute), "routed pairs", err);
+    if (!rc) rc = cu_wait(d, "routed pairs", err);
     for (uint32_t e = 0, ref = 0; e < b->n_experts && !rc;) {
         struct job j = { .op = op, .bank = b, .refs = x->refs + ref };
         if ((rc = fill_group(d, bank, &e, ref, &j, err))) break;
@@ -596,6 +481,7 @@ static int run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
         }
         rc = give_back(d, err);
     }
+    if (!rc) combine(d, op);
     return rc;
 }
 
@@ -622,7 +508,7 @@ static int fetch_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_e
                       cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
                                       cudaMemcpyDeviceToHost, d->compute),
                       "routed pairs", err);
-    if (!rc) rc = cu_check(d, cudaStreamSynchronize(d->compute), "rows for the host's experts", err);
+    if (!rc) rc = cu_wait(d, "rows for the host's experts", err);
     atomic_fetch_add_explicit(&d->bytes_out, n * (row + pairs), memory_order_relaxed);
     for (size_t i = 0; i < (size_t)n * k && !rc; i++) {
         memcpy(&x->cold_ids[i], (const uint8_t *)x->cold_route + i * 8, 4);
@@ -659,21 +545,6 @@ static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint
     return rc;
 }
 
-static void combine(cu_dev *d, const ks_op *op)
-{
-    cu_experts *x = &d->ex;
-    cu_combine c = { .n_rows = d->batch->n_rows,
-                     .k = op->u.mlp.k,
-                     .n_cols = cu_gweight(d->g, op->w[1])->n_out,
-                     .n = d->batch->n_rows * op->u.mlp.k,
-                     .clear = 1,
-                     .slot_pair = x->slot_pair,
-                     .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
-                     .x = x->out,
-                     .y = d->regs[op->out[0]].r };
-    cu_launch_combine(&c, d->compute);
-}
-
 /* A row's sum: the hot experts in ascending order, plus the sum of the cold ones in ascending order. */
 static int run_shared(cu_dev *d, const ks_op *op, uint32_t index, const struct dev_bank *b, ks_err *err)
 {
@@ -685,7 +556,9 @@ static int run_shared(cu_dev *d, const ks_op *op, uint32_t index, const struct d
     if (rc) return rc;
     combine(d, op);
     if (!cold) return 0;
+    uint64_t t0 = cu_now_ns();
     d->bind.cold(d->bind.cold_ctx, index, n, x->cold_x, x->cold_ids, x->cold_weights, x->cold_keep, x->cold_y);
+    atomic_fetch_add_explicit(&d->cold_ns, cu_now_ns() - t0, memory_order_relaxed);
     size_t bytes = (size_t)n * cols * sizeof(float);
     atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
     rc = cu_check(d, cudaMemcpyAsync(x->cold_sum, x->cold_y, bytes, cudaMemcpyHostToDevice, d->compute),
@@ -719,9 +592,9 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     if (b->n_resident == b->n_experts)
         run_resident(d, op, b);
     else if (x->cold_x && n < d->share_rows)
-        return run_shared(d, op, index, b, err);
+        rc = run_shared(d, op, index, b, err);
     else
         rc = run_streamed(d, op, bank, err);
-    if (!rc) combine(d, op);
+    if (!rc && bank + 1 == x->n_banks) rc = cu_heat_fetch(d, err);
     return rc;
 }

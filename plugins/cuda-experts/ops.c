@@ -465,6 +465,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     if (op_begin < d->bind.op_begin || op_begin > op_end || op_end > d->bind.op_end)
         return ks_fail(err, KS_E_INVAL, "ops %u to %u are not among the bound %u to %u", op_begin, op_end,
                        d->bind.op_begin, d->bind.op_end);
+    uint64_t t0 = cu_now_ns();
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err); /* of this thread */
     d->batch = b;
     if (!rc) rc = cu_step_begin(d, b, err);
@@ -473,7 +474,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     for (uint32_t i = op_begin; i < op_end && !rc; i++) rc = run_op(d, i, err);
     if (!d->dead) { /* also after a failure: what was launched must not meet the next batch */
         ks_err e;
-        int rc2 = cu_check(d, cudaStreamSynchronize(d->compute), "the step", &e);
+        int rc2 = cu_wait(d, "the step", &e);
         if (!rc2) rc2 = cu_check(d, cudaGetLastError(), "a launch", &e);
         if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
     }
@@ -481,5 +482,6 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     atomic_fetch_add_explicit(&d->steps, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->rows, b->n_rows, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->launches, op_end - op_begin, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->run_ns, cu_now_ns() - t0, memory_order_relaxed);
     return rc;
 }

@@ -117,22 +117,74 @@ static void each_cold_expert_crosses_the_link_once_a_step(void **state)
     }
 }
 
+/* One expert in or out. */
+static int place(fixture *f, uint32_t layer, uint32_t expert, uint32_t keep, ks_err *err)
+{
+    ks_place c = { layer, expert, keep, 0 };
+    return f->iface->place(f->dev, &c, 1, err);
+}
+
 static void placed_experts_are_not_sent_again(void **state)
 {
     ks_err err;
     fixture f;
-    uint32_t list[] = { 0, 3, 1, 1, 1, 0 }, bad[] = { 0, 9999 };
+    uint32_t slots[64];
+    ks_device_stats s = { .size = sizeof s };
     (void)state;
-    must(open_with(&f, 3, 4, &err), &err);
+    must(open_with(&f, 3, 4, &err), &err); /* experts 0 of both layers, 1 of the first */
+    must(f.iface->keeps(f.dev, slots, &err), &err);
+    for (uint32_t l = 0; l < LAYERS(&f); l++) assert_int_equal(slots[l], 1);
     uint64_t before = bytes_of_step(&f, ROWS);
-    must(f.iface->place(f.dev, list, 3, &err), &err);
+    assert_int_equal(place(&f, 1, 2, 1, &err), KS_E_LIMIT);
+    assert_non_null(strstr(err.msg, "no place is free for expert 2 of layer 1: there are 3"));
+    const ks_place swap[] = { { 0, 0, 0, 0 }, { 1, 3, 1, 0 }, { 1, 3, 1, 0 }, { 0, 0, 0, 0 } };
+    must(f.iface->place(f.dev, swap, 4, &err), &err);
     assert_int_equal(bytes_of_step(&f, ROWS), before);
-    must(f.iface->place(f.dev, list, 1, &err), &err); /* two less */
+    must(place(&f, 1, 3, 0, &err), &err);
+    must(place(&f, 0, 1, 0, &err), &err);
     assert_int_equal(bytes_of_step(&f, ROWS) - before, 2 * expert_bytes(&f));
-    assert_int_equal(f.iface->place(f.dev, list, 4, &err), KS_E_LIMIT);
-    assert_non_null(strstr(err.msg, "4 experts to keep, there is room for 3"));
-    assert_int_equal(f.iface->place(f.dev, bad, 1, &err), KS_E_INVAL);
+    must(f.iface->stats(f.dev, &s, &err), &err);
+    assert_int_equal(s.expert_slots, 3);
+    assert_int_equal(s.experts_resident, 1);
+    assert_int_equal(s.uploads, 4); /* three by bind */
+    assert_int_equal(place(&f, 0, 9999, 1, &err), KS_E_INVAL);
     assert_non_null(strstr(err.msg, "no expert 9999 in layer 0"));
+    assert_int_equal(place(&f, 9999, 0, 1, &err), KS_E_INVAL);
+    fx_close(&f);
+    nothing_is_left();
+}
+
+static void a_dropped_load_that_has_not_landed_leaves_its_place_to_others(void **state)
+{
+    ks_err err;
+    fixture f;
+    ks_device_stats s = { .size = sizeof s };
+    (void)state;
+    must(open_with(&f, 2, 4, &err), &err);
+    must(step(&f, 8, &err), &err);
+    must(place(&f, 0, 0, 0, &err), &err);
+    for (uint32_t e = 1; e < 40; e++) { /* more batches than events */
+        must(place(&f, e % 2, 1 + e % 3, 1, &err), &err);
+        must(place(&f, e % 2, 1 + e % 3, 0, &err), &err);
+    }
+    must(place(&f, 0, 3, 1, &err), &err);
+    must(step(&f, 8, &err), &err);
+    must(f.iface->stats(f.dev, &s, &err), &err);
+    assert_int_equal(s.experts_resident, 2);
+    fx_close(&f);
+    nothing_is_left();
+}
+
+static void where_all_stay_nothing_can_be_dropped(void **state)
+{
+    ks_err err;
+    fixture f;
+    (void)state;
+    must(open_with(&f, -1, 0, &err), &err);
+    assert_int_equal(place(&f, 0, 0, 0, &err), KS_E_STATE);
+    assert_non_null(strstr(err.msg, "all experts stay"));
+    must(place(&f, 0, 0, 1, &err), &err);
+    must(step(&f, 8, &err), &err);
     fx_close(&f);
     nothing_is_left();
 }
@@ -142,20 +194,19 @@ static void the_resident_set_never_exceeds_the_budget(void **state)
     ks_err err;
     fixture f;
     uint64_t x = 1;
+    ks_device_stats s = { .size = sizeof s };
     (void)state;
     must(open_with(&f, 6, 2, &err), &err);
     size_t held = fake.held;
-    for (uint32_t i = 0; i < 2000; i++) {
-        uint32_t list[12], n = 0;
-        for (uint32_t e = 0; n < 6 && e < LAYERS(&f) * EXPERTS(&f); e++) {
-            x = x * 6364136223846793005u + 1442695040888963407u;
-            if (x >> 61) continue;
-            list[2 * n] = e / EXPERTS(&f);
-            list[2 * n++ + 1] = e % EXPERTS(&f);
-        }
-        must(f.iface->place(f.dev, list, n, &err), &err);
+    for (uint32_t i = 0; i < 10000; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        uint32_t layer = (uint32_t)(x >> 33) % LAYERS(&f), expert = (uint32_t)(x >> 40) % EXPERTS(&f);
+        int rc = place(&f, layer, expert, x >> 63, &err);
+        assert_true(rc == 0 || rc == KS_E_LIMIT);
         if (i % 50 == 0) must(step(&f, 8, &err), &err);
         assert_int_equal(fake.held, held);
+        must(f.iface->stats(f.dev, &s, &err), &err);
+        assert_true(s.experts_resident <= s.expert_slots && s.expert_slots == 6);
     }
     fx_close(&f);
     nothing_is_left();
@@ -210,6 +261,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_cold_expert_crosses_the_link_once_a_step),
         cmocka_unit_test(placed_experts_are_not_sent_again),
+        cmocka_unit_test(a_dropped_load_that_has_not_landed_leaves_its_place_to_others),
+        cmocka_unit_test(where_all_stay_nothing_can_be_dropped),
         cmocka_unit_test(the_resident_set_never_exceeds_the_budget),
         cmocka_unit_test(too_little_memory_says_what_did_not_fit),
         cmocka_unit_test(every_failed_call_is_an_error_and_leaves_nothing_behind),
