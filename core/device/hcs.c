@@ -243,6 +243,12 @@ static void sort(struct heap *p, float sign)
     }
 }
 
+void ks_hcs_base(ks_hcs *h, const uint64_t *counts, uint64_t rows)
+{
+    memcpy(h->last, counts, h->n_units * sizeof *h->last);
+    h->last_rows = rows;
+}
+
 struct pass {
     float slow, fast, weight;
     size_t most; /* uses that one unit can have had */

@@ -44,6 +44,8 @@ void ks_hcs_heat(const ks_hcs *h, uint64_t *ret_counts, uint64_t *ret_rows);
  * valid until the next call. Equal scores: equally many of each layer, lowest expert first. */
 const ks_place *ks_hcs_settle(ks_hcs *h, uint32_t *ret_n);
 
+/* Counts from now on are those beyond these. */
+void ks_hcs_base(ks_hcs *h, const uint64_t *counts, uint64_t rows);
 /* New cumulative counts and rows since the device was bound. Counts that go backwards or grow by more than one use a
  * row (and bank) are taken for as much. Chooses what ks_hcs_next gives out. O(experts). */
 void ks_hcs_count(ks_hcs *h, const uint64_t *counts, uint64_t rows);

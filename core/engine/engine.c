@@ -300,9 +300,35 @@ static int plan(ks_engine *e, ks_err *err)
     return 0;
 }
 
+static ks_bind bind_of(const ks_engine *e)
+{
+    return (ks_bind) { .size = (uint32_t)sizeof(ks_bind),
+                       .kv_type = e->o.kv_type,
+                       .graph = e->g,
+                       .op_begin = 0,
+                       .op_end = e->g->n_ops,
+                       .n_pages = e->n_pages,
+                       .page_tok = KS_PAGE_TOK,
+                       .n_slots = e->recurrent ? e->max_running + KS_SNAPSHOTS + KS_EVAL_SEQS : 1,
+                       .max_rows = e->step_tokens,
+                       .max_out = e->max_out,
+                       .host_places = ks__hot_wanted(e),
+                       .stream = e->o.stream,
+                       .stream_layers = e->o.stream_layers,
+                       .share_rows = e->o.share_rows };
+}
+
+int ks_engine_bind(const ks_engine_opts *o, ks_bind *ret, ks_err *err)
+{
+    ks_engine e = { .o = *o, .g = &o->model->graph };
+    int rc = plan(&e, err);
+    if (!rc) *ret = bind_of(&e);
+    return rc;
+}
+
 static int allocate(ks_engine *e, ks_err *err)
 {
-    uint32_t rows = e->step_tokens, n_slots = e->recurrent ? e->max_running + KS_SNAPSHOTS + KS_EVAL_SEQS : 1;
+    uint32_t rows = e->step_tokens;
     e->ids = ks_calloc(rows, sizeof *e->ids);
     e->pos = ks_calloc(rows, sizeof *e->pos);
     e->out_rows = ks_calloc(rows, sizeof *e->out_rows);
@@ -326,18 +352,10 @@ static int allocate(ks_engine *e, ks_err *err)
     }
     int rc = ks_pages_init(&e->pages, e->n_pages, err);
     if (rc) return rc;
-    ks_bind bind = { .size = (uint32_t)sizeof bind,
-                     .kv_type = e->o.kv_type,
-                     .graph = e->g,
-                     .op_begin = 0,
-                     .op_end = e->g->n_ops,
-                     .n_pages = e->n_pages,
-                     .page_tok = KS_PAGE_TOK,
-                     .n_slots = n_slots,
-                     .max_rows = rows,
-                     .max_out = e->max_out };
+    ks_bind bind = bind_of(e);
     if ((rc = e->o.device->open(e->o.device_self, 0, 0, &e->dev, err))) return rc;
-    return e->o.device->bind(e->dev, &bind, err);
+    rc = e->o.device->bind(e->dev, &bind, err);
+    return rc ? rc : ks__hot_open(e, err);
 }
 
 int ks_engine_open(const ks_engine_opts *o, ks_engine **ret, ks_err *err)
@@ -360,6 +378,7 @@ int ks_engine_open(const ks_engine_opts *o, ks_engine **ret, ks_err *err)
         (rc = allocate(e, err)))
         goto fail;
     e->o.generation_config = NULL;
+    e->o.heat = NULL;
     if (pthread_create(&e->engine_thread, NULL, engine_main, e)) {
         rc = ks_fail(err, KS_E_NOMEM, "cannot start the engine thread: %s", strerror(errno));
         goto fail;
@@ -422,6 +441,8 @@ void ks_engine_close(ks_engine *e)
         pthread_join(e->prep_thread, NULL);
         pthread_join(e->engine_thread, NULL);
     }
+    ks__hot_tell(e);
+    ks__hot_close(e);
     if (e->dev) e->o.device->close(e->dev);
     ks_pages_fini(&e->pages);
     for (uint32_t i = 0; i < KS_EVAL_SEQS; i++) free(e->eval[i].pages);

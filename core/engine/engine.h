@@ -26,7 +26,19 @@ typedef struct ks_engine_opts {
     uint32_t kv_type;
     uint64_t kv_bytes; /* of all pages; 0: enough for max_running sequences of n_ctx, at most 4 GiB */
     uint32_t max_running, max_waiting, step_tokens; /* 0: defaults */
+    uint32_t stream, stream_layers, share_rows;     /* as in ks_bind */
+    uint32_t place;       /* KS_PLACE_ */
+    const uint64_t *heat; /* (n_layers, n_experts) a heat map to start with, only read by open; NULL: none */
+    uint64_t heat_rows;   /* that it was made of, in the same unit */
 } ks_engine_opts;
+
+/* Who chooses the experts that stay on a device. */
+#define KS_PLACE_DEVICE 0u /* the device, once */
+#define KS_PLACE_STATIC 1u /* the engine, by the heat map */
+#define KS_PLACE_ADAPT 2u  /* and by what is asked for while it runs */
+
+/* What ks_engine_open would bind: for plans. Weights need no data. */
+KS_MUST_CHECK int ks_engine_bind(const ks_engine_opts *o, ks_bind *ret, ks_err *err);
 
 KS_MUST_CHECK int ks_engine_open(const ks_engine_opts *o, ks_engine **ret, ks_err *err);
 /* Cancels what runs, joins the thread, frees. NULL is fine. */
@@ -39,6 +51,12 @@ const ks_engine_api *ks_engine_api_get(void);
 /* Routed pairs since the start by (layer, expert): n_layers x n_experts numbers. KS_E_UNSUPPORTED where the device does
  * not count. [any] */
 KS_MUST_CHECK int ks_engine_heat(ks_engine *e, uint64_t *ret_counts, ks_err *err);
+/* True if the engine has chosen some experts of all that could stay; how many places are taken, and of how many experts.
+ * The results may be NULL. [main] */
+bool ks_engine_places(const ks_engine *e, uint32_t *ret_slots, uint32_t *ret_experts);
+/* A heat map, in units of 1/KS_HCS_ONE: places the hottest experts; gives the map as it has become. [any] */
+KS_MUST_CHECK int ks_engine_heat_set(ks_engine *e, const uint64_t *counts, uint64_t rows, ks_err *err);
+KS_MUST_CHECK int ks_engine_heat_get(ks_engine *e, uint64_t *ret_counts, uint64_t *ret_rows, ks_err *err);
 
 /* Direct evaluation for tools (logits, perplexity, generate-ids): only while no job runs. Rows of one
  * sequence from position `pos`, which continues what earlier calls with the same `seq` put there.

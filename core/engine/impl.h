@@ -3,6 +3,7 @@
 #define KS_ENGINE_IMPL_H
 
 #include "base/arena.h"
+#include "device/hcs.h"
 #include "engine/emit.h"
 #include "engine/engine.h"
 #include "engine/pages.h"
@@ -67,6 +68,21 @@ typedef struct ks_snapshot {
     uint32_t slot;
 } ks_snapshot;
 
+/* Which experts stay on the device. Under step_mu. */
+typedef struct ks_hot {
+    ks_hcs *hcs;        /* NULL: there is nothing to choose, or the device chooses */
+    uint64_t *counts;   /* (n_layers, n_experts) as the device counts them */
+    uint64_t rows;      /* that went through the device */
+    uint64_t counted;   /* of them, when the counts were last looked at */
+    uint32_t n_steps;   /* since then */
+    uint32_t n_experts; /* that could stay */
+    uint32_t dearest;   /* places that one expert takes at most */
+    bool adapt;
+    double link, slot_bytes, saved; /* bytes a second; bytes; bytes that may be uploaded */
+    uint64_t last_ns, t_tell;
+    ks_device_stats told; /* by the last line in the log */
+} ks_hot;
+
 struct ks_engine {
     ks_engine_opts o;
     ks_graph const *g;
@@ -108,6 +124,7 @@ struct ks_engine {
     float *row_logits; /* (threads, n_vocab) logits with penalties */
     ks_cand *cand;     /* (threads, n_vocab) */
     uint32_t max_out;
+    ks_hot hot;
     /* eval */
     struct {
         uint32_t *pages, n_pages, slot;
@@ -125,6 +142,13 @@ void ks__pick_all(ks_engine *e);
 bool ks__step(ks_engine *e);
 void ks__answer_end(ks_engine *e, ks_answer *a, int32_t finish, const ks_err *err);
 void ks__answer_release(ks_engine *e, ks_answer *a);
+/* hot.c */
+bool ks__hot_wanted(const ks_engine *e); /* the engine chooses the experts that stay */
+KS_MUST_CHECK int ks__hot_open(ks_engine *e, ks_err *err);
+void ks__hot_close(ks_engine *e);
+void ks__hot_rows(ks_engine *e, uint32_t n_rows);
+void ks__hot_after(ks_engine *e, uint32_t n_rows, uint64_t ns); /* a step that took so long */
+void ks__hot_tell(ks_engine *e);                                /* one line in the log */
 /* engine.c: the last word to the sink; forgets and frees the job. */
 void ks__job_done(ks_engine *e, ks_job *j);
 void ks__wait_append(ks_engine *e, ks_answer *a);

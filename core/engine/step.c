@@ -429,6 +429,7 @@ bool ks__step(ks_engine *e)
         while (e->n_running) end_job(e, e->running[0]->job, KS_FINISH_ERROR, &err);
         return true;
     }
+    ks__hot_after(e, b.n_rows, ks_now_ns() - t0);
     ks__pick_all(e);
     for (uint32_t i = 0; i < e->n_running;) {
         ks_answer *a = e->running[i];
