@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include <krasis/types.h>
+#include <ptx.cuh> /* in angles: the emulator has its own */
 
 static __device__ __forceinline__ float bf16_to_f32(uint32_t h)
 {

@@ -166,7 +166,7 @@ template <uint32_t COLS> static __device__ void finish(const cu_attn &a, const q
 
 template <uint32_t COLS> static __global__ void __launch_bounds__(THREADS) attn_kernel(cu_attn a)
 {
-    extern __shared__ float shared[];
+    CU_DYNAMIC_SHARED(float, shared);
     uint32_t n_keys = keys_of(a.d_k, a.d_v), span = blockIdx.z, qi = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     uint32_t group = a.n_heads / a.n_kv_heads, chunks = ceil_div(group, QUERIES);
     uint32_t kvh = blockIdx.y / chunks, chunk = blockIdx.y % chunks, d = a.d_k > a.d_v ? a.d_k : a.d_v;
@@ -239,13 +239,13 @@ void cu_launch_merge(const cu_attn *a, cu_stream s)
 {
     uint32_t blocks = (a->n_rows * a->n_heads + QUERIES - 1) / QUERIES;
     if (a->d_v <= 64)
-        merge_kernel<4><<<blocks, THREADS, 0, s>>>(*a);
+        CU_LAUNCH(merge_kernel<4>, blocks, THREADS, 0, s)(*a);
     else if (a->d_v <= 128)
-        merge_kernel<8><<<blocks, THREADS, 0, s>>>(*a);
+        CU_LAUNCH(merge_kernel<8>, blocks, THREADS, 0, s)(*a);
     else if (a->d_v <= 256)
-        merge_kernel<16><<<blocks, THREADS, 0, s>>>(*a);
+        CU_LAUNCH(merge_kernel<16>, blocks, THREADS, 0, s)(*a);
     else
-        merge_kernel<40><<<blocks, THREADS, 0, s>>>(*a);
+        CU_LAUNCH(merge_kernel<40>, blocks, THREADS, 0, s)(*a);
 }
 
 template <uint32_t COLS> static int launch(const cu_attn *a, cu_stream s)
@@ -257,7 +257,8 @@ template <uint32_t COLS> static int launch(const cu_attn *a, cu_stream s)
             cudaFuncSetAttribute(attn_kernel<COLS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
         if (rc != cudaSuccess) return (int)rc;
     }
-    attn_kernel<COLS><<<dim3(a->n_tiles, a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1), THREADS, bytes, s>>>(*a);
+    dim3 grid(a->n_tiles, a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
+    CU_LAUNCH(attn_kernel<COLS>, grid, THREADS, bytes, s)(*a);
     if (a->n_spans) cu_launch_merge(a, s);
     return 0;
 }

@@ -20,29 +20,6 @@ static __device__ __forceinline__ float rest_of(float v)
     return v - bf16_to_f32(f32_to_bf16(v));
 }
 
-static __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-static __device__ __forceinline__ void load4(uint32_t r[4], const uint16_t *p)
-{
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-
-static __device__ __forceinline__ void load4_turned(uint32_t r[4], const uint16_t *p)
-{
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-
 /* Two codes in the low bytes of each half become two BF16 numbers. */
 static __device__ __forceinline__ uint32_t e4m3_pair(uint32_t lo, uint32_t hi)
 {
@@ -124,15 +101,15 @@ template <uint32_t D, uint32_t WARPS, bool FP8> struct flash {
         for (uint32_t k = 0; k < D; k += 16) {
             uint32_t ah[4], al[4], b[4];
             size_t at = (size_t)(q0 + lane % 16) * S::ROW + k + lane / 16 * 8;
-            load4(ah, qh + at);
-            load4(al, ql + at);
+            ldmatrix_x4(ah, qh + at);
+            ldmatrix_x4(al, ql + at);
 #pragma unroll
             for (uint32_t n = 0; n < 2; n++) { /* two tiles of 8 keys each */
-                load4(b, ks + (size_t)(n * 16 + lane / 16 * 8 + lane % 8) * S::ROW + k + lane / 8 % 2 * 8);
-                mma(c[2 * n], ah, b[0], b[1]);
-                mma(c[2 * n + 1], ah, b[2], b[3]);
-                mma(c[2 * n], al, b[0], b[1]);
-                mma(c[2 * n + 1], al, b[2], b[3]);
+                ldmatrix_x4(b, ks + (size_t)(n * 16 + lane / 16 * 8 + lane % 8) * S::ROW + k + lane / 8 % 2 * 8);
+                mma_bf16(c[2 * n], ah, b[0], b[1]);
+                mma_bf16(c[2 * n + 1], ah, b[2], b[3]);
+                mma_bf16(c[2 * n], al, b[0], b[1]);
+                mma_bf16(c[2 * n + 1], al, b[2], b[3]);
             }
         }
     }
@@ -187,11 +164,11 @@ template <uint32_t D, uint32_t WARPS, bool FP8> struct flash {
 #pragma unroll
             for (uint32_t n = 0; n < D / 8; n += 2) {
                 uint32_t b[4];
-                load4_turned(b, vs + (size_t)(i * 16 + lane % 16) * S::ROW + n * 8 + lane / 16 * 8);
-                mma(st.o[n], ah, b[0], b[1]);
-                mma(st.o[n + 1], ah, b[2], b[3]);
-                mma(st.o[n], al, b[0], b[1]);
-                mma(st.o[n + 1], al, b[2], b[3]);
+                ldmatrix_x4_trans(b, vs + (size_t)(i * 16 + lane % 16) * S::ROW + n * 8 + lane / 16 * 8);
+                mma_bf16(st.o[n], ah, b[0], b[1]);
+                mma_bf16(st.o[n + 1], ah, b[2], b[3]);
+                mma_bf16(st.o[n], al, b[0], b[1]);
+                mma_bf16(st.o[n + 1], al, b[2], b[3]);
             }
         }
     }
@@ -250,7 +227,7 @@ template <uint32_t D, uint32_t WARPS, bool FP8>
 static __global__ void __launch_bounds__(WARPS * 32) flash_kernel(cu_attn a)
 {
     using S = shape<D, WARPS, FP8>;
-    extern __shared__ __align__(16) uint8_t shared[];
+    CU_DYNAMIC_SHARED(uint8_t, shared);
     uint32_t group = a.n_heads / a.n_kv_heads, kvh = blockIdx.y, lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * 16;
     cu_tile t = a.tiles[blockIdx.x];
     cu_seq s = a.seqs[t.seq];
@@ -323,8 +300,8 @@ template <uint32_t D, uint32_t WARPS, bool FP8> static int launch(const cu_attn 
     cudaError_t rc =
         cudaFuncSetAttribute(flash_kernel<D, WARPS, FP8>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (rc != cudaSuccess) return (int)rc;
-    flash_kernel<D, WARPS, FP8>
-        <<<dim3(a->n_tiles, a->n_kv_heads, a->n_spans ? a->n_spans : 1), WARPS * 32, bytes, s>>>(*a);
+    dim3 grid(a->n_tiles, a->n_kv_heads, a->n_spans ? a->n_spans : 1);
+    CU_LAUNCH((flash_kernel<D, WARPS, FP8>), grid, WARPS * 32, bytes, s)(*a);
     return 0;
 }
 

@@ -100,13 +100,15 @@ template <bool BF16> static __global__ void __launch_bounds__(256) many_kernel(c
 template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
 {
     uint32_t strips = (m->n_out + 15) / 16;
-    if (m->n_rows == 1)
-        few_kernel<BF16, 1><<<dim3(strips, 1, m->n_mat), FEW_SPANS * 16, 0, s>>>(*m);
-    else if (m->n_rows <= 2 * FEW)
-        few_kernel<BF16, FEW><<<dim3(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_SPANS * 16, 0, s>>>(*m);
-    else
-        many_kernel<BF16>
-            <<<dim3((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat), 256, 0, s>>>(*m);
+    if (m->n_rows == 1) {
+        CU_LAUNCH((few_kernel<BF16, 1>), dim3(strips, 1, m->n_mat), FEW_SPANS * 16, 0, s)(*m);
+    } else if (m->n_rows <= 2 * FEW) {
+        dim3 grid(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat);
+        CU_LAUNCH((few_kernel<BF16, FEW>), grid, FEW_SPANS * 16, 0, s)(*m);
+    } else {
+        dim3 grid((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat);
+        CU_LAUNCH(many_kernel<BF16>, grid, 256, 0, s)(*m);
+    }
 }
 
 static void launch_f32(const cu_matmul *m, cu_stream s)

@@ -68,13 +68,6 @@ template <uint32_t TYPE> static __device__ __forceinline__ int32_t sum_of(int32_
     return TYPE == KS_T_I4 ? c >> 4 : c;
 }
 
-static __device__ __forceinline__ void mma(int32_t c[4], const frag &f, uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
-}
-
 template <uint32_t TYPE>
 static __device__ __forceinline__ float weight_scale(const uint8_t *scales, uint32_t group, uint32_t row)
 {
@@ -110,7 +103,7 @@ template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32
             for (uint32_t k = k0; k < k1; k += 32) {
                 frag f = decode<TYPE>(load_weights<TYPE>(strip, k, g, t));
                 uint2 b = xq ? *(const uint2 *)(xq + k + 8 * t) : make_uint2(0, 0);
-                mma(c, f, b.x, b.y);
+                mma_s8(c, f.a, b.x, b.y);
             }
             isum[i - g0][g][2 * t] = sum_of<TYPE>(c[0]);
             isum[i - g0][g][2 * t + 1] = sum_of<TYPE>(c[1]);
@@ -124,17 +117,6 @@ template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32
         __syncthreads();
     }
     if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + col, blockIdx.x * 16 + row, acc);
-}
-
-static __device__ __forceinline__ void copy16(void *to, const void *from, uint32_t bytes)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from), "r"(bytes));
-}
-
-static __device__ __forceinline__ void copy4(void *to, const void *from)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from));
 }
 
 /* Many rows: a block owns 8 strips, one a warp, and 64 rows. Activations go through shared memory 128 columns at a
@@ -163,13 +145,13 @@ static __global__ void __launch_bounds__(MANY_WARPS * 32, 2) many_kernel(cu_matm
         for (uint32_t i = threadIdx.x; stage < n_stages && i < TILE_ROWS * 8; i += blockDim.x) {
             uint32_t row = i / 8, k = stage * 128 + i % 8 * 16;
             bool there = k < m.act.q_stride;
-            copy16(&x[stage % STAGES][row][i % 8 * 16], m.act.q + (there ? (size_t)xrow[row] * m.act.q_stride + k : 0),
-                   there ? 16 : 0);
+            cp_async_16(&x[stage % STAGES][row][i % 8 * 16],
+                        m.act.q + (there ? (size_t)xrow[row] * m.act.q_stride + k : 0), there ? 16 : 0);
         }
         if (stage < n_stages && threadIdx.x < TILE_ROWS)
-            copy4(&xscale[stage % STAGES][threadIdx.x],
-                  m.act.scale + (size_t)xrow[threadIdx.x] * m.act.scale_stride + stage);
-        asm volatile("cp.async.commit_group;");
+            cp_async_4(&xscale[stage % STAGES][threadIdx.x],
+                       m.act.scale + (size_t)xrow[threadIdx.x] * m.act.scale_stride + stage);
+        cp_async_commit();
     };
     raw<TYPE> next[4];
     float next_scale[PER][2];
@@ -193,7 +175,7 @@ static __global__ void __launch_bounds__(MANY_WARPS * 32, 2) many_kernel(cu_matm
     fetch_weights(0);
     for (uint32_t st = 0; st < n_stages; st++) {
         uint32_t buf = st % STAGES;
-        asm volatile("cp.async.wait_group 1;");
+        cp_async_wait<1>();
         __syncthreads(); /* this stage is there, and the buffer of the one before is no longer read */
         fetch(st + 2);
         raw<TYPE> cur[4];
@@ -216,7 +198,7 @@ static __global__ void __launch_bounds__(MANY_WARPS * 32, 2) many_kernel(cu_matm
 #pragma unroll
                 for (uint32_t j = 0; j < TILES; j++) {
                     uint2 b = *(const uint2 *)&x[buf][j * 8 + g][k + 8 * t];
-                    mma(c[j], f, b.x, b.y);
+                    mma_s8(c[j], f.a, b.x, b.y);
                 }
             }
 #pragma unroll
@@ -244,16 +226,16 @@ template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
 {
     uint32_t strips = (m->n_out + 15) / 16;
     if (m->n_rows <= 2 * FEW) {
-        few_kernel<TYPE><<<dim3(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_WARPS * 32, 0, s>>>(*m);
+        CU_LAUNCH(few_kernel<TYPE>, dim3(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_WARPS * 32, 0, s)(*m);
         return;
     }
     dim3 grid((strips + MANY_WARPS - 1) / MANY_WARPS, (m->n_rows + TILE_ROWS - 1) / TILE_ROWS, m->n_mat);
     if (m->group == 128)
-        many_kernel<TYPE, 128><<<grid, MANY_WARPS * 32, 0, s>>>(*m);
+        CU_LAUNCH((many_kernel<TYPE, 128>), grid, MANY_WARPS * 32, 0, s)(*m);
     else if (m->group == 64)
-        many_kernel<TYPE, 64><<<grid, MANY_WARPS * 32, 0, s>>>(*m);
+        CU_LAUNCH((many_kernel<TYPE, 64>), grid, MANY_WARPS * 32, 0, s)(*m);
     else
-        many_kernel<TYPE, 32><<<grid, MANY_WARPS * 32, 0, s>>>(*m);
+        CU_LAUNCH((many_kernel<TYPE, 32>), grid, MANY_WARPS * 32, 0, s)(*m);
 }
 
 void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)

@@ -126,7 +126,7 @@ static __device__ void sparse_mix(const cu_route &a, const float *z, float *left
 
 static __global__ void __launch_bounds__(32) route_kernel(cu_route a)
 {
-    extern __shared__ float shared[]; /* n_experts scores, choices, groups or weights; ids */
+    CU_DYNAMIC_SHARED(float, shared); /* n_experts scores, choices, groups or weights; ids */
     uint32_t lane = threadIdx.x, n = a.n_experts, k = a.k, row = blockIdx.x;
     float *p = shared, *choice = p + n, *w = choice + n;
     int32_t *ids = (int32_t *)(w + n);
@@ -163,7 +163,7 @@ int cu_launch_route(const cu_route *a, cu_stream s)
         cudaError_t rc = cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
         if (rc != cudaSuccess) return (int)rc;
     }
-    route_kernel<<<a->n_rows, 32, bytes, s>>>(*a);
+    CU_LAUNCH(route_kernel, a->n_rows, 32, bytes, s)(*a);
     return 0;
 }
 
@@ -238,9 +238,9 @@ static __global__ void place_kernel(cu_sort a)
 int cu_launch_sort(const cu_sort *a, cu_stream s)
 {
     if (!a->n_rows) return 0;
-    count_kernel<<<a->n_experts, 256, 0, s>>>(*a);
-    scan_kernel<<<1, 256, 0, s>>>(*a);
-    place_kernel<<<a->n_experts, 256, 0, s>>>(*a);
+    CU_LAUNCH(count_kernel, a->n_experts, 256, 0, s)(*a);
+    CU_LAUNCH(scan_kernel, 1, 256, 0, s)(*a);
+    CU_LAUNCH(place_kernel, a->n_experts, 256, 0, s)(*a);
     return 0;
 }
 
@@ -260,7 +260,7 @@ static __global__ void combine_kernel(cu_combine a)
 
 void cu_launch_combine(const cu_combine *a, cu_stream s)
 {
-    if (a->n_rows && a->n_cols) combine_kernel<<<dim3(a->n_rows, (a->n_cols + 255) / 256), 256, 0, s>>>(*a);
+    if (a->n_rows && a->n_cols) CU_LAUNCH(combine_kernel, dim3(a->n_rows, (a->n_cols + 255) / 256), 256, 0, s)(*a);
 }
 
 static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
@@ -280,5 +280,5 @@ static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *
 void cu_launch_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
                     uint32_t *n_refs, cu_stream s)
 {
-    refs_kernel<<<1, 256, 0, s>>>(begin, where, n_experts, refs, n_refs);
+    CU_LAUNCH(refs_kernel, 1, 256, 0, s)(begin, where, n_experts, refs, n_refs);
 }

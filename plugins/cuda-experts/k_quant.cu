@@ -36,5 +36,5 @@ static __global__ void quant_kernel(const float *x, size_t x_stride, uint32_t n_
 void cu_launch_quant(const float *x, size_t x_stride, uint32_t n_rows, uint32_t n_in, cu_act out, cu_stream s)
 {
     uint32_t warps = n_rows * ((out.q_stride + 127) / 128);
-    if (warps) quant_kernel<<<(warps + 7) / 8, 256, 0, s>>>(x, x_stride, n_rows, n_in, out);
+    if (warps) CU_LAUNCH(quant_kernel, (warps + 7) / 8, 256, 0, s)(x, x_stride, n_rows, n_in, out);
 }

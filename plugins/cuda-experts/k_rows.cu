@@ -47,9 +47,9 @@ void cu_launch_norm(const cu_norm *a, cu_stream s)
     uint32_t units = a->n_rows * (a->n / a->width);
     if (!units) return;
     if (a->width <= 256)
-        norm_kernel<32><<<units, 32, 0, s>>>(*a);
+        CU_LAUNCH(norm_kernel<32>, units, 32, 0, s)(*a);
     else
-        norm_kernel<BLOCK><<<units, BLOCK, 0, s>>>(*a);
+        CU_LAUNCH(norm_kernel<BLOCK>, units, BLOCK, 0, s)(*a);
 }
 
 static __global__ void rope_kernel(cu_rope a)
@@ -72,7 +72,7 @@ static __global__ void rope_kernel(cu_rope a)
 void cu_launch_rope(const cu_rope *a, cu_stream s)
 {
     uint32_t n = a->rot_dim / 2 * a->n_heads;
-    if (a->n_rows && n) rope_kernel<<<dim3(a->n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s>>>(*a);
+    if (a->n_rows && n) CU_LAUNCH(rope_kernel, dim3(a->n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s)(*a);
 }
 
 static __device__ float sigmoid(float x)
@@ -114,7 +114,7 @@ static __global__ void glu_kernel(cu_glu a)
 
 void cu_launch_glu(const cu_glu *a, cu_stream s)
 {
-    if (a->n_rows && a->n) glu_kernel<<<dim3(a->n_rows, (a->n + BLOCK - 1) / BLOCK), BLOCK, 0, s>>>(*a);
+    if (a->n_rows && a->n) CU_LAUNCH(glu_kernel, dim3(a->n_rows, (a->n + BLOCK - 1) / BLOCK), BLOCK, 0, s)(*a);
 }
 
 /* ---- elementwise: f(row, column) for all of n_rows x n */
@@ -127,7 +127,7 @@ template <typename F> static __global__ void each_kernel(uint32_t n, F f)
 
 template <typename F> static void each(uint32_t n_rows, uint32_t n, cu_stream s, F f)
 {
-    if (n_rows && n) each_kernel<<<dim3(n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s>>>(n, f);
+    if (n_rows && n) CU_LAUNCH(each_kernel<F>, dim3(n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s)(n, f);
 }
 
 struct add_fn {

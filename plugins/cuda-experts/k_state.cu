@@ -31,13 +31,13 @@ static __global__ void conv_kernel(cu_conv a)
 
 void cu_launch_conv(const cu_conv *a, cu_stream s)
 {
-    if (a->n_seqs && a->n) conv_kernel<<<dim3(a->n_seqs, (a->n + 127) / 128), 128, 0, s>>>(*a);
+    if (a->n_seqs && a->n) CU_LAUNCH(conv_kernel, dim3(a->n_seqs, (a->n + 127) / 128), 128, 0, s)(*a);
 }
 
 /* A block a (sequence, value head); a thread a value column, whose d_k numbers of the state lie in shared memory. */
 static __global__ void delta_kernel(cu_delta a)
 {
-    extern __shared__ float shared[];
+    CU_DYNAMIC_SHARED(float, shared);
     uint32_t h = blockIdx.y, kh = h / (a.n_v_heads / a.n_k_heads), j = threadIdx.x;
     cu_seq s = a.seqs[blockIdx.x];
     float *state = a.state + s.slot * a.state_stride + (size_t)h * a.d_k * a.d_v;
@@ -79,7 +79,7 @@ int cu_launch_delta(const cu_delta *a, cu_stream s)
         cudaError_t rc = cudaFuncSetAttribute(delta_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
         if (rc != cudaSuccess) return (int)rc;
     }
-    delta_kernel<<<dim3(a->n_seqs, a->n_v_heads), (a->d_v + 31) / 32 * 32, bytes, s>>>(*a);
+    CU_LAUNCH(delta_kernel, dim3(a->n_seqs, a->n_v_heads), (a->d_v + 31) / 32 * 32, bytes, s)(*a);
     return 0;
 }
 
@@ -103,7 +103,7 @@ static __device__ float t16_at(uint32_t type, uint32_t group, const uint8_t *str
 
 static __global__ void absorb_kernel(cu_absorb a)
 {
-    extern __shared__ float q[]; /* d_nope */
+    CU_DYNAMIC_SHARED(float, q); /* d_nope */
     uint32_t h = blockIdx.y, width = a.d_latent + a.d_rope,
              per = 32 / (a.type == KS_T_F32    ? 32
                          : a.type == KS_T_BF16 ? 16
@@ -125,5 +125,5 @@ static __global__ void absorb_kernel(cu_absorb a)
 
 void cu_launch_absorb(const cu_absorb *a, cu_stream s)
 {
-    if (a->n_rows) absorb_kernel<<<dim3(a->n_rows, a->n_heads), 128, a->d_nope * sizeof(float), s>>>(*a);
+    if (a->n_rows) CU_LAUNCH(absorb_kernel, dim3(a->n_rows, a->n_heads), 128, a->d_nope * sizeof(float), s)(*a);
 }

@@ -25,6 +25,13 @@ void fx_gpu_settings(const char *resident, const char *ring, bool share)
     if (ring) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "ring", ring, "test" };
 }
 
+static const char *gpu_dir;
+
+void fx_gpu_folder(const char *dir)
+{
+    gpu_dir = dir;
+}
+
 int fx_choose_gpu(fixture *f, ks_err *err)
 {
     static ks_split_ctx split; /* one fixture at a time */
@@ -48,9 +55,13 @@ int fx_choose_gpu(fixture *f, ks_err *err)
 
 static int open_kernels(fixture *f, const char *want, ks_err *err)
 {
-    static const char *const dirs[] = { KS_BUILD_DIR "/plugins" };
+    const char *dirs[] = { KS_BUILD_DIR "/plugins", NULL };
+    if (gpu_dir) { /* the first cuda-experts is taken */
+        dirs[1] = dirs[0];
+        dirs[0] = gpu_dir;
+    }
     ks_registry_opts o = { .dirs = dirs,
-                           .n_dirs = 1,
+                           .n_dirs = gpu_dir ? 2 : 1,
                            .cpu = ks_cpu_features(),
                            .n_threads = 1,
                            .settings = gpu_settings,

@@ -39,6 +39,8 @@ void fx_use_device(int (*choose)(fixture *f, ks_err *err));
 /* For fx_use_device: plugin cuda-experts, with the CPU for what it cannot run. KS_E_NOTFOUND with the reason where
  * there is none. */
 int fx_choose_gpu(fixture *f, ks_err *err);
+/* The folder where that plugin lies, if not among the others; it must outlive the fixtures. */
+void fx_gpu_folder(const char *dir);
 /* Settings of that plugin for the next fx_open: "resident" and "ring"; NULL: its defaults. share: the CPU computes the
  * experts that are not resident. */
 void fx_gpu_settings(const char *resident, const char *ring, bool share);

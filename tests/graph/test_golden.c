@@ -1,5 +1,6 @@
 /* Every folder of tests/golden against the CPU device: numbers, and bits that must not depend on how the work is cut.
- * Arguments: kernel set, or `cuda` for the GPU; then folders (default: ref, all). */
+ * Arguments: kernel set, or `cuda` for the GPU, or `cuda-emu` for the emulated one; then folders (default: ref, all).
+ */
 #include "graph/fixture.h"
 #include "support/golden_ckpt.h"
 
@@ -265,7 +266,9 @@ int main(int argc, char **argv)
     char *names[FOLDERS_MAX];
     struct CMUnitTest tests[FOLDERS_MAX];
     uint32_t n = 0;
-    gpu = argc > 1 && strcmp(argv[1], "cuda") == 0;
+    bool emulated = argc > 1 && strcmp(argv[1], "cuda-emu") == 0;
+    gpu = emulated || (argc > 1 && strcmp(argv[1], "cuda") == 0);
+    if (emulated) fx_gpu_folder(KS_BUILD_DIR "/tests/cuda/emu");
     if (gpu) fx_use_device(fx_choose_gpu);
     if (argc > 1 && !gpu) kernel_set = argv[1];
     if (argc > 2)
@@ -275,7 +278,8 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < n; i++)
         tests[i] = (struct CMUnitTest) { .name = names[i], .test_func = test_folder, .initial_state = names[i] };
     int failed = _cmocka_run_group_tests("golden", tests, n, NULL, NULL);
-    print_message("golden: %u families tested with '%s', %u skipped\n", n_tested, gpu ? "cuda" : kernel_set, n_skipped);
+    print_message("golden: %u families tested with '%s', %u skipped\n", n_tested, gpu ? argv[1] : kernel_set,
+                  n_skipped);
     for (uint32_t i = 0; i < n; i++) free(names[i]);
     return failed;
 }

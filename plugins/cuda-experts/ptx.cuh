@@ -1,0 +1,68 @@
+/* What only nvcc understands: launches, and the machine's instructions that C++ has no words for. tests/cuda/emu has a
+ * header of the same name for the host's compiler, so this one is included as <ptx.cuh>. */
+#ifndef CU_PTX_CUH
+#define CU_PTX_CUH
+
+#include <stdint.h>
+
+/* CU_LAUNCH(kernel, grid, block, shared bytes, stream)(arguments); a kernel with a comma in its name: in parentheses.
+ */
+#define CU_LAUNCH(kernel, grid, block, shared, stream) kernel<<<grid, block, shared, stream>>>
+/* type *name: the launch's shared bytes. */
+#define CU_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+
+/* C += A B, one warp. A: 16 x 32 bytes, B: 32 x 8. */
+static __device__ __forceinline__ void mma_s8(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* A: 16 x 16 BF16 numbers, B: 16 x 8. */
+static __device__ __forceinline__ void mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Four matrices of 8 x 8 numbers of two bytes from shared memory; each lane names one row of 16 bytes. */
+static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)));
+}
+
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)));
+}
+
+/* 16 bytes into shared memory, in the background: `bytes` from memory, then zeros. */
+static __device__ __forceinline__ void cp_async_16(void *to, const void *from, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(bytes));
+}
+
+static __device__ __forceinline__ void cp_async_4(void *to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from));
+}
+
+static __device__ __forceinline__ void cp_async_commit(void)
+{
+    asm volatile("cp.async.commit_group;");
+}
+
+/* This thread's copies are there, but for those of the LEFT latest groups. */
+template <int LEFT> static __device__ __forceinline__ void cp_async_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT));
+}
+
+#endif
