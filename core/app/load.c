@@ -129,10 +129,11 @@ static uint32_t type_of_name(const char *s)
     return strcmp(s, "int8") == 0 ? KS_T_I8 : strcmp(s, "int4") == 0 ? KS_T_I4 : KS_T_BF16;
 }
 
-void ks_app_types(const ks_config *c, uint32_t t[16])
+void ks_app_types(const ks_app *a, uint32_t t[16])
 {
+    const ks_config *c = a->config;
     for (int i = 0; i < 16; i++) t[i] = KS_T_BF16;
-    t[KS_CLS_EXPERT] = type_of_bits(ks_config_int(c, "cpu-expert-bits"));
+    t[KS_CLS_EXPERT] = type_of_bits(a->expert_bits ? a->expert_bits : ks_config_int(c, "cpu-expert-bits"));
     t[KS_CLS_ATTN] = type_of_name(ks_config_str(c, "attention-quant"));
     t[KS_CLS_SHARED] = type_of_name(ks_config_str(c, "shared-expert-quant"));
     t[KS_CLS_DENSE] = type_of_name(ks_config_str(c, "dense-mlp-quant"));
@@ -175,7 +176,7 @@ int ks_app_weights(ks_app *a, ks_err *err)
                         .pool = a->pool };
     const char *dir = ks_config_str(a->config, "cache-dir");
     if (*dir) o.cache_dir = dir;
-    ks_app_types(a->config, o.type);
+    ks_app_types(a, o.type);
     uint64_t t0 = ks_now_ns();
     int rc = ks_store_open(a->ckpt, a->model.specs, a->model.graph.n_weights, &o, a->model.weights, &a->store, err);
     if (rc) return rc;
@@ -209,7 +210,7 @@ static int open_text(ks_app *a, ks_err *err)
     return rc ? ks_fail(err, rc, "%s", e.msg) : 0;
 }
 
-/* A GPU that nobody insists on and that cannot hold the model is a line in the log. */
+/* A GPU that nobody insists on and that fails at the last moment is a line in the log. */
 static int open_on(ks_app *a, ks_engine_opts *o, ks_err *err)
 {
     ks_err e = { 0 };
@@ -217,40 +218,46 @@ static int open_on(ks_app *a, ks_engine_opts *o, ks_err *err)
     bool insists = strcmp(ks_config_str(a->config, "device"), "auto") != 0;
     if (!rc || o->device == &ks_cpu_device_iface || insists) return rc ? ks_fail(err, rc, "%s", e.msg) : 0;
     ks_log(KS_LOG_WARN, "device", "%s: the CPU computes", e.msg);
+    ks_engine_opts plain = ks_app_engine_opts(a, o->n_ctx);
+    o->step_tokens = plain.step_tokens;
+    o->kv_bytes = plain.kv_bytes;
     o->device = &ks_cpu_device_iface;
     o->device_self = &a->cpu;
     return ks_engine_open(o, &a->engine, err);
 }
 
-static int open_engine(ks_app *a, uint32_t context, ks_err *err)
+ks_engine_opts ks_app_engine_opts(const ks_app *a, uint32_t context)
 {
-    ks_config *c = a->config;
-    a->cpu = (ks_cpu_ctx) { .pool = a->pool, .kernels = a->kernels };
+    const ks_config *c = a->config;
+    return (ks_engine_opts) { .model = &a->model,
+                              .pool = a->pool,
+                              .name = a->name,
+                              .path = ks_config_str(c, "model-path"),
+                              .n_ctx = context,
+                              .kv_type = ks_app_kv_type(c),
+                              .kv_bytes = (uint64_t)ks_config_int(c, "kv-cache-mb") << 20,
+                              .max_running = (uint32_t)ks_config_int(c, "max-running"),
+                              .max_waiting = (uint32_t)ks_config_int(c, "max-waiting"),
+                              .step_tokens = (uint32_t)ks_config_int(c, "step-tokens") };
+}
+
+static int open_engine(ks_app *a, ks_err *err)
+{
     char *generation = NULL, *path = ks_path_join(ks_ckpt_dir(a->ckpt), "generation_config.json");
     if (!path) return ks_fail(err, KS_E_NOMEM, "out of memory");
     int rc = ks_file_exists(path) ? ks_file_read(path, 1 << 20, &generation, NULL, err) : 0;
     free(path);
     if (rc) return rc;
-    ks_engine_opts o = { .model = &a->model,
-                         .tok = a->tok,
-                         .chat = a->chat,
-                         .chat_developer = a->chat_developer,
-                         .pool = a->pool,
-                         .name = a->name,
-                         .path = ks_config_str(c, "model-path"),
-                         .generation_config = generation,
-                         .n_ctx = context,
-                         .kv_type = ks_app_kv_type(c),
-                         .kv_bytes = (uint64_t)ks_config_int(c, "kv-cache-mb") << 20,
-                         .max_running = (uint32_t)ks_config_int(c, "max-running"),
-                         .max_waiting = (uint32_t)ks_config_int(c, "max-waiting"),
-                         .step_tokens = (uint32_t)ks_config_int(c, "step-tokens") };
-    rc = ks_app_choose_device(a, &o, err);
-    if (!rc) rc = open_on(a, &o, err);
+    a->opts.tok = a->tok;
+    a->opts.chat = a->chat;
+    a->opts.chat_developer = a->chat_developer;
+    a->opts.generation_config = generation;
+    rc = open_on(a, &a->opts, err);
+    a->opts.generation_config = NULL;
     free(generation);
     if (!rc)
         ks_log(KS_LOG_INFO, "engine", "%s (%s): context %u tokens (--context), KV cache %s (--kv-dtype)", a->name,
-               a->model.arch, context, ks_config_str(c, "kv-dtype"));
+               a->model.arch, a->opts.n_ctx, ks_config_str(a->config, "kv-dtype"));
     return rc;
 }
 
@@ -258,17 +265,19 @@ int ks_app_prepare(ks_config *c, ks_app *a, ks_err *err)
 {
     ks_plan plan;
     int rc;
-    if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_app_model(a, err)) ||
-        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)))
+    if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_gpu_precision(a, err)) ||
+        (rc = ks_app_model(a, err)) || (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)))
         return rc;
     a->context = plan.context;
-    return 0;
+    a->cpu = (ks_cpu_ctx) { .pool = a->pool, .kernels = a->kernels };
+    a->opts = ks_app_engine_opts(a, plan.context);
+    return ks_gpu_choose(a, &a->opts, err);
 }
 
 int ks_app_start(ks_app *a, ks_err *err)
 {
     int rc = open_text(a, err);
-    return rc ? rc : open_engine(a, a->context, err);
+    return rc ? rc : open_engine(a, err);
 }
 
 int ks_app_open(ks_config *c, ks_app *a, ks_err *err)

@@ -2,6 +2,7 @@
 #ifndef KS_APP_LOAD_H
 #define KS_APP_LOAD_H
 
+#include "app/gpu.h"
 #include "config/config.h"
 #include "device/split_device.h"
 #include "engine/engine.h"
@@ -19,7 +20,9 @@ typedef struct ks_app {
     ks_template *chat;
     bool chat_developer; /* the template knows that role */
     ks_cpu_ctx cpu;
-    ks_split_ctx split; /* where a GPU is used */
+    ks_split_ctx split;  /* where a GPU is used */
+    ks_engine_opts opts; /* device and numbers, as planned; texts are added at the start */
+    int64_t expert_bits; /* 0: --cpu-expert-bits */
     ks_engine *engine;
     char *dirs[8];
     uint32_t n_dirs;
@@ -42,8 +45,11 @@ KS_MUST_CHECK int ks_app_start(ks_app *a, ks_err *err);
 void ks_app_close(ks_app *a); /* a zeroed or half-built app is fine */
 
 /* Weight types by class as the settings say. */
-void ks_app_types(const ks_config *c, uint32_t ret_type[16]);
+void ks_app_types(const ks_app *a, uint32_t ret_type[16]);
 uint32_t ks_app_kv_type(const ks_config *c);
+
+/* The numbers of the engine as the settings say, for a plan: no device, no texts. After ks_app_model. */
+ks_engine_opts ks_app_engine_opts(const ks_app *a, uint32_t context);
 
 /* Says the error on stderr. Returns the exit code: 2 for what the user or a file caused, 1 for the rest. */
 int ks_app_fail(const ks_err *err);

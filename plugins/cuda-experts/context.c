@@ -6,7 +6,6 @@
 #include <dlfcn.h>
 #include <string.h>
 
-#define ASSUMED_BYTES ((uint64_t)600 << 20)
 #define LEAST_BYTES ((uint64_t)8 << 20)
 #define MOST_BYTES ((uint64_t)2 << 30)
 
@@ -62,7 +61,7 @@ int cu_context(cu_plugin *p, uint32_t i, const struct cudaDeviceProp *prop, size
     uint64_t after = before ? free_of(uuid) : 0, context = before > after ? before - after : 0;
     if (!after || context < LEAST_BYTES || context > MOST_BYTES) {
         context = *ret_total - *ret_free;
-        context = context > ASSUMED_BYTES ? ASSUMED_BYTES : context < LEAST_BYTES ? LEAST_BYTES : context;
+        context = context > CU_CONTEXT_BYTES ? CU_CONTEXT_BYTES : context < LEAST_BYTES ? LEAST_BYTES : context;
     }
     p->context[i] = context;
     return (int)cudaSuccess;

@@ -17,6 +17,7 @@
 #define CU_PAGE ((size_t)2 << 20) /* what the driver rounds an allocation up to */
 
 #define CU_MAX_GPUS 64u
+#define CU_CONTEXT_BYTES ((uint64_t)600 << 20) /* assumed, where it cannot be measured */
 
 typedef struct cu_plugin {
     const ks_host *host;

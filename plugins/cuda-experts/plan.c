@@ -163,7 +163,9 @@ int cu_plan(void *self, const ks_device_info *card, const ks_bind *b, uint64_t b
     if (c.cc_major < 8)
         return ks_fail(err, KS_E_UNSUPPORTED, "GPU %u (%.63s) has compute capability %u.%u: 8.0 or newer is needed",
                        c.index, c.name, c.cc_major, c.cc_minor);
-    cu_dev d = { .opts = plugin ? plugin->opts : &dflt, .index = (int)c.index, .context = c.overhead_bytes };
+    cu_dev d = { .opts = plugin ? plugin->opts : &dflt,
+                 .index = (int)c.index,
+                 .context = c.overhead_bytes ? c.overhead_bytes : CU_CONTEXT_BYTES };
     d.shared_max = shared_of(c.cc_major, c.cc_minor);
     d.budget = cu_plan_budget(budget, c.mem_free_bytes, d.context);
     d.parts[CU_FOR_CONTEXT].bytes = d.context;
