@@ -4,6 +4,7 @@
 #include "base/base.h"
 #include "base/file.h"
 #include "store/cache.h"
+#include "store/heat_file.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -135,25 +136,57 @@ static int read_folder(folder *f, ks_err *err)
     return rc;
 }
 
+static int list_weights(const folder *f, ks_cache_items *x, ks_err *err)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        ks_cache_item *item = &f->found[i].item;
+        if (!(item->model = model_of(x->dir, item->key))) return no_memory(err);
+        item->state = state_of(x->dir, &f->found[i]);
+        x->item[x->n++] = *item;
+    }
+    return 0;
+}
+
+static int list_heat(const folder *f, ks_cache_items *x, ks_err *err)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        ks_cache_item *item = &f->found[i].item;
+        ks_heat_map m = { .rows = 0 };
+        char name[64];
+        (void)snprintf(name, sizeof name, "%s.heat", item->key); /* fits */
+        char *path = ks_path_join(x->heat_dir, name);
+        int rc = path ? ks_heat_read(path, &m, NULL) : KS_E_NOMEM;
+        free(path);
+        if (rc == KS_E_NOTFOUND) continue; /* no heat map by its name */
+        item->model = rc ? ks_strdup("") : m.model;
+        m.model = NULL;
+        ks_heat_map_fini(&m);
+        if (!item->model) return no_memory(err);
+        item->heat = 1;
+        item->state = rc == KS_E_UNSUPPORTED                                 ? KS_CACHE_OTHER
+                      : rc != 0                                              ? KS_CACHE_DAMAGED
+                      : item->model[0] == '/' && !ks_dir_exists(item->model) ? KS_CACHE_GONE
+                                                                             : KS_CACHE_HEAT;
+        x->item[x->n++] = *item;
+    }
+    return 0;
+}
+
 int ks_cache_list(const char *dir, ks_cache_items *ret, ks_err *err)
 {
     ks_cache_items x = { .dir = NULL };
-    folder f = { .found = NULL };
+    folder f = { .found = NULL }, heat = { .found = NULL };
     int rc = ks__cache_dir(dir, &x.dir, err);
+    if (rc == 0) rc = ks_heat_dir(&x.heat_dir, err);
     f.path = x.dir;
+    heat.path = x.heat_dir;
     if (rc == 0) rc = read_folder(&f, err);
-    if (rc == 0 && f.n > 0 && !(x.item = ks_calloc(f.n, sizeof *x.item))) rc = no_memory(err);
-    for (size_t i = 0; rc == 0 && i < f.n; i++) {
-        ks_cache_item *item = &f.found[i].item;
-        item->model = model_of(x.dir, item->key);
-        if (!item->model) {
-            rc = no_memory(err);
-            break;
-        }
-        item->state = state_of(x.dir, &f.found[i]);
-        x.item[x.n++] = *item;
-    }
+    if (rc == 0) rc = read_folder(&heat, err);
+    if (rc == 0 && f.n + heat.n > 0 && !(x.item = ks_calloc(f.n + heat.n, sizeof *x.item))) rc = no_memory(err);
+    if (rc == 0) rc = list_weights(&f, &x, err);
+    if (rc == 0) rc = list_heat(&heat, &x, err);
     free(f.found);
+    free(heat.found);
     if (rc == 0 && x.n > 0) qsort(x.item, x.n, sizeof *x.item, by_use);
     if (rc == 0)
         *ret = x;
@@ -168,6 +201,7 @@ void ks_cache_items_fini(ks_cache_items *x)
     for (size_t i = 0; i < x->n; i++) free(x->item[i].model);
     free(x->item);
     free(x->dir);
+    free(x->heat_dir);
     memset(x, 0, sizeof *x);
 }
 
@@ -176,7 +210,7 @@ const char *ks_cache_state_name(uint32_t state)
     static const char *const names[] = {
         [KS_CACHE_READY] = "ready",       [KS_CACHE_GONE] = "model gone",       [KS_CACHE_OTHER] = "other version",
         [KS_CACHE_DAMAGED] = "damaged",   [KS_CACHE_UNFINISHED] = "unfinished", [KS_CACHE_BUILDING] = "being built",
-        [KS_CACHE_LEFTOVER] = "leftover",
+        [KS_CACHE_LEFTOVER] = "leftover", [KS_CACHE_HEAT] = "heat map",
     };
     return state < KS_COUNT(names) ? names[state] : "?";
 }
@@ -201,6 +235,7 @@ int ks_cache_remove(const ks_cache_items *x, const ks_cache_item *item, ks_err *
 {
     char name[64];
     int fd = -1;
+    if (item->heat) return remove_files(x->heat_dir, item->key, err);
     (void)snprintf(name, sizeof name, "%s.lock", item->key); /* fits */
     char *path = ks_path_join(x->dir, name);
     if (!path) return no_memory(err);

@@ -14,6 +14,7 @@
 #define KS_CACHE_UNFINISHED 4u /* interrupted; the model's next start goes on with it */
 #define KS_CACHE_BUILDING 5u   /* a process works on it now */
 #define KS_CACHE_LEFTOVER 6u   /* small files without weights */
+#define KS_CACHE_HEAT 7u       /* a usable heat map */
 
 typedef struct ks_cache_item {
     char key[33];   /* all files of one cache are KEY.something */
@@ -21,15 +22,16 @@ typedef struct ks_cache_item {
     uint64_t bytes; /* on the disk */
     int64_t used_s; /* when it was made or last loaded, seconds since 1970 */
     char *model;    /* the folder it was made of; "" if that is not known */
+    uint32_t heat;  /* 1: a heat map, which lies in heat_dir */
 } ks_cache_item;
 
 typedef struct ks_cache_items {
-    char *dir;
+    char *dir, *heat_dir;
     ks_cache_item *item; /* (n) last used first */
     size_t n;
 } ks_cache_items;
 
-/* dir NULL: $KRASIS_HOME/cache. A folder that is not there is an empty one. */
+/* The weights of dir (NULL: $KRASIS_HOME/cache) and the heat maps. A folder that is not there is an empty one. */
 KS_MUST_CHECK int ks_cache_list(const char *dir, ks_cache_items *ret, ks_err *err);
 void ks_cache_items_fini(ks_cache_items *x); /* a zeroed one is fine */
 /* "READY" -> "ready", for tables. */
