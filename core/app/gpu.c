@@ -150,7 +150,7 @@ static int describe_gpu(const ks_app *a, ks_gpu *g, ks_err *err)
 {
     ks_plugin_entry *p = best_device(a, true);
     const ks_device_iface *d = p ? p->desc.iface : NULL;
-    if (!d || !KS_HAS(d, plan) || !d->plan)
+    if (!d || !d->plan)
         return ks_fail(err, KS_E_CONFIG, "--device %s: no GPU plugin is there to plan with: see `krasis plugins`",
                        ks_config_str(a->config, "device"));
     if (!g->budget)
@@ -227,7 +227,7 @@ static int try(ks_gpu *g, const ks_engine_opts *o, ks_err *err)
 {
     ks_bind b;
     int rc = ks_engine_bind(o, &b, err);
-    if (rc || !KS_HAS(g->iface, plan) || !g->iface->plan) return rc;
+    if (rc || !g->iface->plan) return rc;
     b.cold = g->share ? never : NULL; /* a plan asks whether, and calls nothing */
     g->plan = (ks_device_plan) { .size = sizeof g->plan };
     return g->iface->plan(g->plugin->self, &g->card, &b, g->budget, &g->plan, err);
