@@ -103,6 +103,19 @@ static int plan_matmul(const ks_cpu_dev *d, const ks_weight *w, const ks_kernel 
     return *ret ? 0 : KS_E_UNSUPPORTED;
 }
 
+/* Ops that are one kernel each, which only some models have. */
+static int plan_plain(const ks_cpu_dev *d, uint32_t op, struct dev_op *ret, ks_err *err)
+{
+    static const struct {
+        uint32_t kernel;
+        const char *what;
+    } rows[] = { [KS_OP_MUL] = { KS_K_MUL, "products of rows" },
+                 [KS_OP_CONV] = { KS_K_CONV, "convolutions" },
+                 [KS_OP_DELTA] = { KS_K_DELTA, "the gated delta rule" } };
+    ret->kernel[0] = find_kernel(d, rows[op].kernel, 0, KS_T_F32, 0, rows[op].what, err);
+    return ret->kernel[0] ? 0 : KS_E_UNSUPPORTED;
+}
+
 static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, struct dev_op *ret, ks_err *err)
 {
     const ks_weight *w;
@@ -119,6 +132,9 @@ static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, stru
     case KS_OP_INDEXER: /* its keys meet a matrix that is made of q */
         ret->kernel[0] = find_kernel(d, KS_K_MATMUL, KS_T_F32, KS_T_F32, KS_LAYOUT_T16, "matrix products", err);
         return ret->kernel[0] ? 0 : KS_E_UNSUPPORTED;
+    case KS_OP_MUL:
+    case KS_OP_CONV:
+    case KS_OP_DELTA: return plan_plain(d, op->kind, ret, err);
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
         if ((rc = plan_matmul(d, &g->weights[op->w[0]], &ret->kernel[0], &ret->quantized, err))) return rc;
@@ -193,8 +209,11 @@ static int alloc_states(ks_cpu_dev *d, ks_err *err)
         if (s->kind == KS_STATE_RECURRENT && !d->bind.n_slots)
             return ks_fail(err, KS_E_INVAL, "the model has recurrent state, but no slots are bound for it");
         if (s->kind == KS_STATE_RECURRENT) {
-            if (!(t->rec =
-                      ks__dev_alloc(d, (size_t)d->bind.n_slots * s->floats, sizeof(float), "recurrent state", err)))
+            t->floats = s->floats;
+            for (uint32_t k = d->bind.op_begin; k < d->bind.op_end; k++)
+                if (g->ops[k].kind == KS_OP_DELTA && g->ops[k].state == (int32_t)i)
+                    t->floats = ks__delta_floats(&g->ops[k]);
+            if (!(t->rec = ks__dev_alloc(d, d->bind.n_slots * t->floats, sizeof(float), "recurrent state", err)))
                 return KS_E_NOMEM;
             continue;
         }
@@ -242,7 +261,6 @@ static void need_op(const ks_cpu_dev *d, const ks_op *op, const struct dev_op *p
         n->keys = (size_t)d->bind.n_pages * d->bind.page_tok;
         n->scratch = KS_MAX(n->scratch, ks__index_scratch(op, n->keys));
         break;
-    case KS_OP_DELTA: n->scratch = KS_MAX(n->scratch, op->u.delta.d_v * sizeof(float)); break;
     case KS_OP_EXPERTS:
     case KS_OP_MLP:
         n->pairs = KS_MAX(n->pairs, rows * op->u.mlp.k);
@@ -310,6 +328,7 @@ static int plan_all(ks_cpu_dev *d, ks_err *err)
                 return ks_fail(err, KS_E_STATE, "the weight '%s' is not loaded",
                                g->weights[op->w[w]].name ? g->weights[op->w[w]].name : "?");
         if ((rc = plan_op(d, g, op, &d->ops[i], err))) return rc;
+        if (op->kind == KS_OP_CONV && (rc = ks__plan_conv(d, op, &d->ops[i], err))) return rc;
         need_op(d, op, &d->ops[i], &n);
         struct dev_reg *x = d->ops[i].quantized && op->kind != KS_OP_MLA ? &d->regs[op->in[0]] : NULL;
         if (!x || x->has_act) continue;
@@ -523,7 +542,7 @@ static int cpu_copy_slot(void *dev, uint32_t dst, uint32_t src, ks_err *err)
     if (!d->g || dst >= d->bind.n_slots || src >= d->bind.n_slots)
         return ks_fail(err, KS_E_INVAL, "slot %u or %u of %u does not exist", dst, src, d->bind.n_slots);
     for (uint32_t i = 0; i < d->g->n_states && dst != src; i++) {
-        size_t n = d->g->states[i].floats;
+        size_t n = d->states[i].floats;
         if (d->states[i].rec) memcpy(d->states[i].rec + dst * n, d->states[i].rec + src * n, n * sizeof(float));
     }
     return 0;

@@ -27,6 +27,7 @@ struct dev_state {
     uint8_t *k, *v;
     size_t k_page_bytes, v_page_bytes;
     float *rec; /* (n_slots, floats) */
+    size_t floats;
 };
 
 typedef struct ks_cpu_dev ks_cpu_dev;
@@ -39,6 +40,7 @@ struct dev_op {
     ks__rows_fn rows;           /* NULL: the op forks by itself */
     bool quantized;             /* the main matmul reads quantized activations */
     bool quantized2;
+    float *taps;       /* CONV: its weights, a row a tap */
     int32_t quantize;  /* of an op with rows: the register a later op wants quantized, -1: none */
     uint32_t row_cost; /* of an op with rows: about as many simple float operations */
 };
@@ -183,6 +185,8 @@ int ks__op_attn(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_experts(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_mlp(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_conv(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+KS_MUST_CHECK int ks__plan_conv(ks_cpu_dev *d, const ks_op *op, struct dev_op *ret, ks_err *err);
+size_t ks__delta_floats(const ks_op *op); /* of its state in the form that kernels keep */
 int ks__op_delta(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_mla(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int ks__op_indexer(ks_cpu_dev *d, const ks_op *op, uint32_t index, ks_err *err);

@@ -94,25 +94,21 @@ void ks__rows_add(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, 
     }
 }
 
-static float act1(int32_t kind, float v)
-{
-    if (kind == (int32_t)KS_ACT1_NONE) return v;
-    float s = 1.0f / (1.0f + expf(-v));
-    return kind == (int32_t)KS_ACT1_SILU ? v * s : s;
-}
-
 void ks__rows_mul(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker)
 {
-    uint32_t n = d->regs[op->in[0]].width, ny = d->regs[op->in[1]].width, per = n / ny;
-    (void)worker;
-    for (uint32_t r = begin; r < end; r++) {
-        const float *x = ks__dev_row(d, (uint32_t)op->in[0], r), *y = ks__dev_row(d, (uint32_t)op->in[1], r);
-        float *z = ks__dev_row(d, (uint32_t)op->out[0], r);
-        for (uint32_t j = 0; j < ny; j++) {
-            float f = act1(op->i[0], y[j]);
-            for (uint32_t i = j * per; i < (j + 1) * per; i++) z[i] = x[i] * f;
-        }
-    }
+    const struct dev_reg *x = &d->regs[op->in[0]], *y = &d->regs[op->in[1]], *z = &d->regs[op->out[0]];
+    ks_mul_args a = { .size = sizeof a,
+                      .act = (uint32_t)op->i[0],
+                      .n_rows = ks__dev_rows(d, (uint32_t)op->in[0]),
+                      .n = x->width,
+                      .n_y = y->width,
+                      .x = x->p,
+                      .y = y->p,
+                      .x_stride = x->stride,
+                      .y_stride = y->stride,
+                      .z = z->p,
+                      .z_stride = z->stride };
+    d->ops[op - d->g->ops].kernel[0]->fn(&a, begin, end, ks__dev_kernel_scratch(d, worker));
 }
 
 void ks__rows_select(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, uint32_t worker)

@@ -1,4 +1,4 @@
-/* Reference NORM, ROPE and GLU: in double, rounded once. [worker] */
+/* Reference NORM, ROPE, GLU and MUL: in double, rounded once. [worker] */
 #include "ref/ref_rows.h"
 
 #include <math.h>
@@ -63,6 +63,16 @@ static double sigmoid(double x)
     return 1.0 / (1.0 + exp(-x));
 }
 
+double ks__ref_act1(uint32_t act, double x)
+{
+    switch (act) {
+    case KS_ACT1_NONE: return x;
+    case KS_ACT1_SIGMOID: return sigmoid(x);
+    case KS_ACT1_SILU: return x * sigmoid(x);
+    default: return NAN; /* the host checks it when it builds the op list */
+    }
+}
+
 static double clamp(double x, double lo, double hi)
 {
     return x < lo ? lo : x > hi ? hi : x;
@@ -95,4 +105,15 @@ void ks__ref_glu(const void *args, uint32_t begin, uint32_t end, void *scratch)
             a->y[r * a->y_stride + i] = (float)glu(a, (double)g[0], (double)g[16]);
         }
     }
+}
+
+void ks__ref_mul(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_mul_args *a = args;
+    (void)scratch;
+    for (uint32_t r = begin; r < end; r++)
+        for (uint32_t i = 0; i < a->n; i++) {
+            double y = (double)a->y[r * a->y_stride + i / (a->n / a->n_y)];
+            a->z[r * a->z_stride + i] = (float)((double)a->x[r * a->x_stride + i] * ks__ref_act1(a->act, y));
+        }
 }

@@ -12,6 +12,9 @@ void ks__ref_matmul_i4(const void *args, uint32_t begin, uint32_t end, void *scr
 void ks__ref_matmul_mxfp4(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_norm(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_rope(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_mul(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_conv(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_delta(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_glu(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_attn_f32(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_attn_bf16(const void *args, uint32_t begin, uint32_t end, void *scratch);
@@ -24,5 +27,7 @@ void ks__ref_matmul_t_bf16(const void *args, uint32_t begin, uint32_t end, void 
 void ks__ref_matmul_t_i8(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_matmul_t_i4(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_matmul_t_mxfp4(const void *args, uint32_t begin, uint32_t end, void *scratch);
+
+double ks__ref_act1(uint32_t act, double x); /* KS_ACT1_ */
 
 #endif

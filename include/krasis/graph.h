@@ -37,10 +37,6 @@
 #define KS_OP_CLAMP 18u    /* x               x                                   f[0]: to -f[0] .. f[0] */
 /* clang-format on */
 
-#define KS_ACT1_NONE 0u
-#define KS_ACT1_SIGMOID 1u
-#define KS_ACT1_SILU 2u
-
 /* Routing. */
 #define KS_SCORE_SOFTMAX 1u
 #define KS_SCORE_SIGMOID 2u

@@ -29,6 +29,9 @@
 #define KS_K_ATTN 6u     /* ks_attn_args    unit: (row, kv head), index row * n_kv_heads + kv head */
 #define KS_K_STORE 7u    /* ks_store_args   unit: a row */
 #define KS_K_MATMUL_T 8u /* ks_matmul_args unit: 128 columns of W */
+#define KS_K_MUL 9u      /* ks_mul_args     unit: a row */
+#define KS_K_CONV 10u    /* ks_conv_args    unit: 16 channels */
+#define KS_K_DELTA 11u   /* ks_delta_args   unit: a value head */
 
 /* Quantized activations (type Q8): int8 with one scale per 128 columns.
  * For each row and each 128-column block (the last may be shorter): amax = max |x|;
@@ -174,9 +177,69 @@ typedef struct ks_store_args {
     size_t page_bytes;
 } ks_store_args;
 
+/* Functions of one number. */
+#define KS_ACT1_NONE 0u
+#define KS_ACT1_SIGMOID 1u
+#define KS_ACT1_SILU 2u /* x * sigmoid(x) */
+
+/* z = x * act(y): each number of y for n / n_y columns of x in turn. */
+typedef struct ks_mul_args {
+    uint32_t size, act, n_rows, n; /* act: KS_ACT1_; n columns in a row of x and z */
+    uint32_t n_y, _pad;            /* in a row of y; divides n */
+    const float *x, *y;
+    size_t x_stride, y_stride;
+    float *z; /* may be x or y (if n_y is n) */
+    size_t z_stride;
+} ks_mul_args;
+
+/* Causal depthwise convolution of rows of ONE sequence: y[p][c] = act(bias[c] + sum_i weight[i][c] x[p - (width - 1) +
+ * i][c]). Row r has position pos + r. The state keeps the inputs before it: that of position p in row p % (width - 1),
+ * and is updated; inputs before position 0 are the zeros that the host puts there. */
+#define KS_CONV_WIDTH_MAX 64u
+typedef struct ks_conv_args {
+    uint32_t size, n_rows, n, width; /* n channels; width: 1 .. KS_CONV_WIDTH_MAX */
+    uint32_t pos, act;               /* act: KS_ACT1_ */
+    const float *x;
+    size_t x_stride;
+    const float *weight; /* (width, n) */
+    const float *bias;   /* (n) or NULL */
+    float *state;        /* (width - 1, n) */
+    float *y;            /* may be x */
+    size_t y_stride;
+} ks_conv_args;
+
+/* Gated delta rule over rows of ONE sequence; row r has position pos + r. Value head h has a matrix S (d_k, d_v), zero
+ * before position 0, and reads q and k of head h / (n_v_heads / n_k_heads). For each row in order, with
+ *   decay = exp(neg_a[h] * log(1 + exp(a[h] + dt[h]))) and beta = 1 / (1 + exp(-b[h])):
+ *   S = decay S;  S = S + k (beta (v - S^T k))^T;  o = scale S^T q.
+ * A sequence's rows come in pieces of any size, and the bits of o must not depend on how it was cut. So what a kernel
+ * keeps in `state` between calls is its own business (it may lag behind by some rows), as long as it fits: a head has
+ * ks_delta_floats(), all zero before position 0. A host that moves a sequence copies the whole. */
+#define KS_DELTA_CHUNK 16u
+typedef struct ks_delta_args {
+    uint32_t size, n_rows, n_k_heads, n_v_heads;
+    uint32_t d_k, d_v, pos;
+    float scale;
+    const float *q, *k; /* (n_rows, stride): n_k_heads x d_k */
+    const float *v;     /* n_v_heads x d_v */
+    const float *b, *a; /* n_v_heads */
+    size_t q_stride, k_stride, v_stride, b_stride, a_stride;
+    const float *neg_a, *dt; /* (n_v_heads) */
+    float *state;            /* (n_v_heads, ks_delta_floats()), 64-byte aligned */
+    float *o;                /* (n_rows, o_stride): n_v_heads x d_v */
+    size_t o_stride;
+} ks_delta_args;
+
+/* Numbers that a value head keeps: S, KS_DELTA_CHUNK rows of k and of d_v numbers, and 32 more. A multiple of 16. */
+static inline size_t ks_delta_floats(uint32_t d_k, uint32_t d_v)
+{
+    size_t columns = ((size_t)d_v + 15) & ~(size_t)15;
+    return (size_t)d_k * (columns + KS_DELTA_CHUNK) + KS_DELTA_CHUNK * columns + 32;
+}
+
 typedef void (*ks_kernel_fn)(const void *args, uint32_t begin, uint32_t end, void *scratch); /* [worker] */
 
-/* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU: wtype 0, xtype F32, layout 0;
+/* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU, MUL, CONV, DELTA: wtype 0, xtype F32, layout 0;
  * MATMUL: wtype of W, xtype Q8 or F32, layout T16; MATMUL_T: the same with F32; ATTN, STORE: wtype of the cache, xtype
  * F32, layout 0. */
 typedef struct ks_kernel {

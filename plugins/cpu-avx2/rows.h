@@ -5,6 +5,9 @@
 #include <krasis/kernels.h>
 
 void quant_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void mul_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void conv_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void delta_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i4_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_mxfp4_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i8_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch);
@@ -31,6 +34,7 @@ void store_f8e4m3_avx2(const void *args, uint32_t begin, uint32_t end, void *scr
 /* Scratch of a worker. Matmul: unpacked weights of a block and running sums; attention: see attn.c. */
 #define MATMUL_SCRATCH_BYTES 24576u
 #define ATTN_SCRATCH_BYTES (256u * 1024)
+#define DELTA_SCRATCH_BYTES 10240u
 #define ROPE_SCRATCH_BYTES 2048u
 
 #endif

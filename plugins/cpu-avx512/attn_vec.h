@@ -103,6 +103,12 @@ KS_INLINE vec v_fma(vec a, vec b, vec c)
     return _mm512_fmadd_ps(a, b, c);
 }
 
+/* Of a NaN: b. */
+KS_INLINE vec v_min(vec a, vec b)
+{
+    return _mm512_min_ps(a, b);
+}
+
 KS_INLINE vec v_max(vec a, vec b)
 {
     return _mm512_max_ps(a, b);

@@ -5,6 +5,10 @@
 #include <krasis/kernels.h>
 
 void quant_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void mul_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void conv_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void delta_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void norm_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void glu_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i4_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void matmul_i8_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
@@ -22,6 +26,7 @@ void store_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scr
 void store_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 
 #define ATTN_SCRATCH_BYTES (256u * 1024)
+#define DELTA_SCRATCH_BYTES 16384u
 
 /* Rows that share a block of weights; their running sums wait in scratch, one or two vectors a row. */
 #define CHUNK 64u

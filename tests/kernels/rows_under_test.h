@@ -24,6 +24,9 @@ static inline const ks_kernel *find_row(const ks_plugin *p, uint32_t op, uint32_
     X(norm, KS_K_NORM, 0)                            \
     X(rope, KS_K_ROPE, 0)                            \
     X(glu, KS_K_GLU, 0)                              \
+    X(mul, KS_K_MUL, 0)                              \
+    X(convolution, KS_K_CONV, 0)                     \
+    X(delta_rule, KS_K_DELTA, 0)                     \
     X(attention_over_f32, KS_K_ATTN, KS_T_F32)       \
     X(attention_over_bf16, KS_K_ATTN, KS_T_BF16)     \
     X(attention_over_f8e4m3, KS_K_ATTN, KS_T_F8E4M3) \

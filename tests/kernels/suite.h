@@ -74,5 +74,8 @@ int suite_glu(suite *s);
 int suite_attn(suite *s);
 int suite_store(suite *s);
 int suite_matmul_t(suite *s);
+int suite_mul(suite *s);
+int suite_conv(suite *s);
+int suite_delta(suite *s);
 
 #endif
