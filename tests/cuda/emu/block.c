@@ -13,6 +13,8 @@
 
 #define WARP 32u
 #define CP_MAX 64u
+#define KERNELS_MAX 256u
+#define SPOILED UINT64_C(0xffffffffffffffff) /* NaN, or an index that does not exist */
 #define PAGE ((size_t)4096)
 #define SHARED_AREA ((size_t)256 << 10) /* at least EMU_SHARED_MAX, whole pages */
 #define STACK_BYTES ((size_t)256 << 10) /* untouched pages cost nothing; a page between two is never there */
@@ -40,16 +42,16 @@ typedef struct cp { /* a copy that has not been waited for */
 
 typedef struct fiber {
     void *sp;
-    uint8_t *stack; /* NULL: has not begun, or has ended */
+    uint8_t *stack; /* its upper end; NULL: has not begun, or has ended */
     uint32_t index, n_cp, group;
     bool ended;
     emu_uint3 idx;
-    cp cp[CP_MAX];
 } fiber;
 
 static struct {
     const emu_grid *grid;
     fiber f[EMU_THREADS_MAX], *now;
+    cp cp[EMU_THREADS_MAX][CP_MAX]; /* of each fiber */
     warp w[EMU_THREADS_MAX / WARP];
     uint32_t ready[EMU_THREADS_MAX], first, n_ready; /* a ring */
     uint32_t n, n_ended, waiting[EMU_THREADS_MAX], n_waiting;
@@ -131,10 +133,11 @@ static void to_scheduler(void)
 static void do_copies(fiber *f, uint32_t before) /* of groups below */
 {
     uint32_t n = 0;
+    cp *all = b.cp[f->index];
     for (uint32_t i = 0; i < f->n_cp; i++) {
-        const cp *c = &f->cp[i];
+        const cp *c = &all[i];
         if (c->group >= before) {
-            f->cp[n++] = *c;
+            all[n++] = *c;
             continue;
         }
         memcpy(c->to, c->from, c->from_bytes);
@@ -150,7 +153,7 @@ void emu_cp_async(void *to, const void *from, uint32_t bytes, uint32_t from_byte
     if ((uintptr_t)to % bytes || (uintptr_t)from % bytes) emu_fault("cp.async of %u bytes is not aligned", bytes);
     if (from_bytes > bytes) emu_fault("cp.async reads %u bytes for %u", from_bytes, bytes);
     if (f->n_cp == CP_MAX) emu_fault("more than %u copies wait to be waited for", CP_MAX);
-    f->cp[f->n_cp++] = (cp) { to, from, bytes, from_bytes, f->group };
+    b.cp[f->index][f->n_cp++] = (cp) { to, from, bytes, from_bytes, f->group };
     if (!b.late_copies) do_copies(f, UINT32_MAX);
 }
 
@@ -181,18 +184,20 @@ static void fiber_main(void)
     to_scheduler();
 }
 
+/* Stacks that began at the same place of their pages would share few lines of the cache. */
 static uint8_t *new_stack(void)
 {
+    static uint32_t n;
     uint8_t *p = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED || mprotect(p, PAGE, PROT_NONE)) emu_fault("out of memory for stacks");
-    return p;
+    return p + STACK_BYTES - 64 - n++ * 576 % 32768;
 }
 
 static void begin(fiber *f)
 {
     f->stack = b.n_free ? b.free_stacks[--b.n_free] : new_stack();
     /* After the return into fiber_main the stack is as it is after a call: 8 bytes below a multiple of 16. */
-    void **top = (void **)(void *)(f->stack + STACK_BYTES - 64);
+    void **top = (void **)(void *)f->stack;
     void (*entry)(void) = fiber_main;
     memcpy(top, &entry, sizeof entry);
     memset(top - 6, 0, 6 * sizeof *top);
@@ -246,14 +251,15 @@ static void run_block(void)
     b.first = b.n_ready = b.n_ended = b.n_waiting = 0;
     for (uint32_t i = 0; i < n_warps; i++)
         b.w[i] = (warp) { .lanes = b.n - i * WARP >= WARP ? ~0u : (1u << (b.n - i * WARP)) - 1 };
+    emu_uint3 idx = { 0, 0, 0 };
     for (uint32_t i = 0; i < b.n; i++) {
-        fiber *f = &b.f[i];
-        f->index = i;
-        f->n_cp = f->group = 0;
-        f->ended = false;
-        f->idx = (emu_uint3) { i % emu_block_dim.x, i / emu_block_dim.x % emu_block_dim.y,
-                               i / emu_block_dim.x / emu_block_dim.y };
-        make_ready(i);
+        b.f[i] = (fiber) { .index = i, .idx = idx };
+        b.ready[b.n_ready++] = i;
+        if (++idx.x < emu_block_dim.x) continue;
+        idx.x = 0;
+        if (++idx.y < emu_block_dim.y) continue;
+        idx.y = 0;
+        idx.z++;
     }
     while (b.n_ended < b.n) {
         if (!b.n_ready) release_block();
@@ -270,14 +276,41 @@ static void run_block(void)
 }
 
 /* ---- shared memory: all static shared variables lie in this section (emu/CMakeLists.txt) */
-extern uint8_t __start_emu_shared[] __attribute__((weak, visibility("hidden")));
-extern uint8_t __stop_emu_shared[] __attribute__((weak, visibility("hidden")));
+extern uint64_t __start_emu_shared[] __attribute__((visibility("hidden")));
+extern uint64_t __stop_emu_shared[] __attribute__((visibility("hidden")));
 
-#define SPOILED 0xa5
+/* What of them a kernel writes is learned from its first blocks, and now and then again: to fill all would take longer
+ * than most kernels. */
+typedef struct extent {
+    const void *kernel;
+    uint64_t *begin, *end;
+    uint32_t launches;
+} extent;
 
-__attribute__((no_sanitize("address"))) static void spoil(uint8_t *p, const uint8_t *end)
+static extent extents[KERNELS_MAX];
+
+static extent *extent_of(const void *kernel)
 {
-    for (; p < end; p++) *(volatile uint8_t *)p = SPOILED;
+    uint32_t i = 0;
+    while (i < KERNELS_MAX && extents[i].kernel && extents[i].kernel != kernel) i++;
+    if (i == KERNELS_MAX) emu_fault("more than %u kernels", KERNELS_MAX);
+    extents[i].kernel = kernel;
+    return &extents[i];
+}
+
+__attribute__((no_sanitize("address"))) static void spoil(uint64_t *p, const uint64_t *end)
+{
+    for (; p < end; p++) *(volatile uint64_t *)p = SPOILED;
+}
+
+__attribute__((no_sanitize("address"))) static void learn(extent *x)
+{
+    uint64_t *p = __start_emu_shared, *end = __stop_emu_shared;
+    while (p < end && *p == SPOILED) p++;
+    while (end > p && end[-1] == SPOILED) end--;
+    if (p == end) return;
+    x->begin = !x->begin || p < x->begin ? p : x->begin;
+    x->end = end > x->end ? end : x->end;
 }
 
 void *emu_dynamic_shared(void);
@@ -295,7 +328,7 @@ static void new_shared(size_t bytes)
         if (area == MAP_FAILED || mprotect(area + SHARED_AREA, PAGE, PROT_NONE)) emu_fault("out of memory");
     }
     b.shared = area + SHARED_AREA - (bytes + 15) / 16 * 16;
-    memset(b.shared, SPOILED, (bytes + 15) / 16 * 16);
+    memset(b.shared, (int)(SPOILED & 255u), (bytes + 15) / 16 * 16);
 }
 
 static uint64_t coprime_step(uint64_t n)
@@ -329,11 +362,17 @@ void emu_run_grid(const emu_grid *g)
         at = n - 1;
         step = n - 1;
     }
+    extent *x = extent_of(g->kernel);
+    bool learns = x->launches++ % 64 < 2;
     for (uint64_t i = 0; i < n; i++, at = (at + step) % n) {
         emu_block_idx = (emu_uint3) { (uint32_t)(at % g->grid.x), (uint32_t)(at / g->grid.x % g->grid.y),
                                       (uint32_t)(at / g->grid.x / g->grid.y) };
         if (i == 0 || g->shared) new_shared(g->shared);
-        if (i == 0) spoil(__start_emu_shared, __stop_emu_shared);
+        if (i == 0 && learns)
+            spoil(__start_emu_shared, __stop_emu_shared);
+        else
+            spoil(x->begin, x->end);
         run_block();
+        if (i == 0 && learns) learn(x);
     }
 }

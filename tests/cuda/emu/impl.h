@@ -16,6 +16,7 @@ typedef struct emu_dim {
 /* A kernel with its arguments, as queued. The arguments follow. */
 typedef struct emu_grid {
     const char *name;
+    const void *kernel;
     void (*run)(void *args); /* one thread's work */
     void *args;
     emu_dim grid, block;

@@ -176,7 +176,10 @@ cudaError_t cudaFree(void *p)
     emu.n_blocks--;
     n_new -= b->is_new;
     ASAN_UNPOISON_MEMORY_REGION(b->map, b->map_bytes);
-    (void)madvise(b->map, b->map_bytes, MADV_DONTNEED);
+    /* Anew, not only unused: what was used stays apart from its neighbours in the kernel's books. */
+    if (mmap(b->map, b->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+        MAP_FAILED)
+        emu_fault("mmap: %s", strerror(errno));
     memmove(b, b + 1, (size_t)(blocks + n_blocks - b - 1) * sizeof *b);
     if (--n_blocks == 0) {
         free(blocks);

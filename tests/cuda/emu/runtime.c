@@ -302,12 +302,12 @@ cudaError_t emu_func_attribute(const void *kernel, enum cudaFuncAttribute a, int
     return rc;
 }
 
-static bool fits(const void *kernel, const emu_grid *g)
+static bool fits(const emu_grid *g)
 {
     uint64_t threads = (uint64_t)g->block.x * g->block.y * g->block.z;
     size_t most = 48 << 10;
     for (uint32_t i = 0; i < n_allowed; i++)
-        if (allowed[i].kernel == kernel && allowed[i].bytes > most) most = allowed[i].bytes;
+        if (allowed[i].kernel == g->kernel && allowed[i].bytes > most) most = allowed[i].bytes;
     return threads && threads <= EMU_THREADS_MAX && g->block.z <= 64 && g->grid.x && g->grid.y && g->grid.z &&
            g->grid.x <= INT32_MAX && g->grid.y <= 65535 && g->grid.z <= 65535 && g->shared <= most;
 }
@@ -332,9 +332,9 @@ void emu_launch(const char *name, const void *kernel, emu_dim grid, emu_dim bloc
     emu_lock();
     cudaError_t rc = emu_may_fail(cudaErrorUnknown);
     op *o = new_op(OP_KERNEL, bytes);
-    o->u.kernel = (emu_grid) { name, run, o->more, grid, block, shared };
+    o->u.kernel = (emu_grid) { name, kernel, run, o->more, grid, block, shared };
     memcpy(o->more, args, bytes);
-    if (!rc && !fits(kernel, &o->u.kernel)) rc = cudaErrorInvalidConfiguration;
+    if (!rc && !fits(&o->u.kernel)) rc = cudaErrorInvalidConfiguration;
     if (rc) {
         last_error = rc;
         free(o);
