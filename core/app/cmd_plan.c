@@ -124,6 +124,8 @@ static void print_gpu(const report *r)
     if (p->n_experts)
         printf("experts  %u of %u stay, %u places for the others on their way: %s (--expert-divisor)\n", p->n_resident,
                p->n_experts, p->n_ring, strategy(r));
+    printf("KV cache of %llu tokens, all conversations together (--kv-cache-mb)\n",
+           (unsigned long long)r->gpu.kv_tokens);
     printf("steps    of up to %u tokens (--step-tokens), each sends at most %.2f GB over the link\n",
            r->opts.step_tokens, stream_bytes(p) / 1e9);
     if (p->share_rows > 1 && stream_bytes(p) > 0)
@@ -170,7 +172,7 @@ static void put_gpu(ks_jw *w, const report *r)
     put(w, "ring", p->n_ring);
     put_text(w, "strategy", strategy(r));
     put(w, "step_tokens", r->opts.step_tokens);
-    put(w, "kv_bytes", (double)r->opts.kv_bytes);
+    put(w, "kv_tokens", (double)r->gpu.kv_tokens);
     put(w, "share_rows", p->share_rows);
     put(w, "step_stream_bytes", stream_bytes(p));
     put(w, "link_bytes_s", r->gpu.card.link_bytes_s);

@@ -228,6 +228,7 @@ static int try(ks_gpu *g, const ks_engine_opts *o, ks_err *err)
     ks_bind b;
     int rc = ks_engine_bind(o, &b, err);
     if (rc || !g->iface->plan) return rc;
+    g->kv_tokens = (uint64_t)b.n_pages * b.page_tok;
     b.cold = g->share ? never : NULL; /* a plan asks whether, and calls nothing */
     g->plan = (ks_device_plan) { .size = sizeof g->plan };
     return g->iface->plan(g->plugin->self, &g->card, &b, g->budget, &g->plan, err);
@@ -285,13 +286,12 @@ static void say(const ks_app *a, const ks_gpu *g, const ks_engine_opts *o)
            g->card.link_bytes_s / 1e9, g->share ? "together with the CPU" : "alone",
            is(a, "device", "auto") ? "auto; --device cpu leaves it out" : ks_config_str(a->config, "device"));
     if (!p->n_parts) return;
-    ks_log(
-        KS_LOG_INFO, "device",
-        "plan: %.2f of %.2f GB (--vram-limit), KV cache %.2f GB (--context, --kv-cache-mb), steps of up to %u tokens "
-        "(--step-tokens), %u of %u experts stay, %u places for those on their way (--expert-divisor); `krasis plan` "
-        "shows more",
-        (double)p->used_bytes / 1e9, (double)p->budget_bytes / 1e9, (double)o->kv_bytes / 1e9, o->step_tokens,
-        p->n_resident, p->n_experts, p->n_ring);
+    ks_log(KS_LOG_INFO, "device",
+           "plan: %.2f of %.2f GB (--vram-limit), KV cache of %llu tokens (--kv-cache-mb), steps of up to %u tokens "
+           "(--step-tokens), %u of %u experts stay, %u places for those on their way (--expert-divisor); `krasis plan` "
+           "shows more",
+           (double)p->used_bytes / 1e9, (double)p->budget_bytes / 1e9, (unsigned long long)g->kv_tokens, o->step_tokens,
+           p->n_resident, p->n_experts, p->n_ring);
     if (g->share && !all_stay(g))
         ks_log(KS_LOG_INFO, "device",
                "steps of fewer than %u tokens stream no experts: the CPU computes those that are not in GPU memory "

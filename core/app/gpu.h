@@ -12,9 +12,10 @@ typedef struct ks_gpu {
     ks_plugin_entry *plugin; /* NULL: the CPU computes */
     const ks_device_iface *iface;
     ks_device_info card;
-    bool described;  /* the card is not here: good for a plan only */
-    bool share;      /* the CPU computes experts, too */
-    uint64_t budget; /* --vram-limit, 0: what is free */
+    bool described;     /* the card is not here: good for a plan only */
+    bool share;         /* the CPU computes experts, too */
+    uint64_t budget;    /* --vram-limit, 0: what is free */
+    uint64_t kv_tokens; /* that the cache holds, of all conversations */
     ks_device_plan plan;
 } ks_gpu;
 

@@ -225,7 +225,7 @@ static void steps_are_as_large_as_pays_and_as_small_as_must_be(void **state)
     EXPECT_STEP(4096, 1000000000, "device", "cuda");
     EXPECT_STEP(8192, 0, "device", "cuda", "vram-limit", "16G");
     EXPECT_STEP(2048, ONE_CONTEXT, "device", "cuda", "vram-limit",
-                "560M"); /* 100 + 410 + 34: no eighth for the cache */
+                "540M"); /* 100 + 410 + 34: no eighth for the cache */
     EXPECT_STEP(1024, 0, "device", "cuda", "vram-limit", "400M");
     EXPECT_STEP(256, 0, "device", "cuda", "vram-limit", "180M");
     EXPECT_STEP(512, 0, "device", "cuda", "step-tokens", "512");
