@@ -28,8 +28,9 @@ KS_INLINE __m256i dot_quads(__m256i magnitude, __m256i w, __m256i q)
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-/* Columns [k0, k1), k0 a multiple of the group. */
-KS_INLINE void run_tile(const job *j, const tile *t, uint32_t rows, uint32_t k0, uint32_t k1, __m256 acc[TILE][2])
+/* Columns [k0, k1), k0 a multiple of the group. ahead: nobody has asked for the weights yet. */
+KS_INLINE void run_tile(const job *j, const tile *t, uint32_t rows, uint32_t k0, uint32_t k1, int ahead,
+                        __m256 acc[TILE][2])
 {
     const uint32_t group = j->a->group;
     const uint8_t *w = j->strip + (size_t)k0 * 16;
@@ -41,21 +42,21 @@ KS_INLINE void run_tile(const job *j, const tile *t, uint32_t rows, uint32_t k0,
         for (uint32_t k = g0; k < g1; k += 4, w += 64) {
             __m256i w0 = _mm256_load_si256((const __m256i *)w), w1 = _mm256_load_si256((const __m256i *)(w + 32));
             __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
-            prefetch(w + PREFETCH_BYTES);
+            if (ahead) prefetch(w + PREFETCH_BYTES);
             for (uint32_t m = 0; m < rows; m++) {
                 __m256i q = quad(t->q[m] + k);
-                isum[m][0] = _mm256_add_epi32(isum[m][0], dot_quads(a0, w0, q));
-                isum[m][1] = _mm256_add_epi32(isum[m][1], dot_quads(a1, w1, q));
+                add_dwords(&isum[m][0], dot_quads(a0, w0, q));
+                add_dwords(&isum[m][1], dot_quads(a1, w1, q));
             }
         }
         __m256 ws[2] = { bf16_8(p), bf16_8(p + 16) };
-        prefetch(j->next_scales + (size_t)(g0 / group) * 32);
+        if (ahead) prefetch(j->next_scales + (size_t)(g0 / group) * 32);
         for (uint32_t m = 0; m < rows; m++) add_group(acc[m], isum[m], ws, t->xscale[m][g0 / 128]);
     }
 }
 
 /* One tile over [k0, k1). sums: where the sums of the columns before k0 are and the new ones go. */
-KS_INLINE void block_tile(const job *j, uint32_t r0, uint32_t rows, uint32_t k0, uint32_t k1, float *sums)
+KS_INLINE void block_tile(const job *j, uint32_t r0, uint32_t rows, uint32_t k0, uint32_t k1, int ahead, float *sums)
 {
     tile t;
     __m256 acc[TILE][2];
@@ -65,19 +66,21 @@ KS_INLINE void block_tile(const job *j, uint32_t r0, uint32_t rows, uint32_t k0,
         t.xscale[m] = j->a->act->scale + row * j->a->act->scale_stride;
         for (uint32_t v = 0; v < 2; v++) acc[m][v] = k0 ? _mm256_load_ps(sums + 16 * m + 8 * v) : _mm256_setzero_ps();
     }
-    run_tile(j, &t, rows, k0, k1, acc);
+    run_tile(j, &t, rows, k0, k1, ahead, acc);
     for (uint32_t m = 0; m < rows; m++)
         for (uint32_t v = 0; v < 2; v++) _mm256_store_ps(sums + 16 * m + 8 * v, acc[m][v]);
 }
 
+/* The first tile fetches what all others use. */
 static void run_rows(const job *j, uint32_t r0, uint32_t rows, uint32_t k0, uint32_t k1, float *sums)
 {
-    uint32_t m = 0;
-    for (; m + TILE <= rows; m += TILE) block_tile(j, r0 + m, TILE, k0, k1, sums + 16 * m);
+    uint32_t m = rows < TILE ? 0 : TILE;
+    if (m) block_tile(j, r0, TILE, k0, k1, 1, sums);
+    for (; m + TILE <= rows; m += TILE) block_tile(j, r0 + m, TILE, k0, k1, 0, sums + 16 * m);
     switch (rows - m) {
-    case 1: block_tile(j, r0 + m, 1, k0, k1, sums + 16 * m); break;
-    case 2: block_tile(j, r0 + m, 2, k0, k1, sums + 16 * m); break;
-    case 3: block_tile(j, r0 + m, 3, k0, k1, sums + 16 * m); break;
+    case 1: block_tile(j, r0 + m, 1, k0, k1, 1, sums + 16 * m); break;
+    case 2: block_tile(j, r0 + m, 2, k0, k1, 1, sums + 16 * m); break;
+    case 3: block_tile(j, r0 + m, 3, k0, k1, 1, sums + 16 * m); break;
     default: break;
     }
 }

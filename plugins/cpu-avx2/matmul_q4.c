@@ -11,13 +11,13 @@
  * 24,384. It goes through two strips at once: what depends on the row only is done once, and two streams come from
  * memory.
  *
- * Up to 2 rows: nibbles are unpacked in registers while they stream from memory. More: a block of 512 columns
- * of a strip is unpacked once into scratch (8 KiB, stays in L1) and used by up to 64 rows in tiles of 4. */
+ * Up to 2 rows: nibbles are unpacked in registers while they stream from memory. More: a block of 1024
+ * columns of a strip is unpacked once into scratch (16 KiB, stays in L1) and used by up to 64 rows in tiles of 4. */
 #include "weights.h"
 
-#define TILE 4u      /* rows a tile: 8 sums of 16 bits, 4 weights and a few temporaries fill the 16 registers */
-#define CHUNK 64u    /* rows that share an unpacked block */
-#define BLOCK_K 512u /* columns of it; a multiple of every group size */
+#define TILE 4u       /* rows a tile: 8 sums of 16 bits, 4 weights and a few temporaries fill the 16 registers */
+#define CHUNK 64u     /* rows that share an unpacked block */
+#define BLOCK_K 1024u /* columns of it; a multiple of every group size */
 
 typedef struct job {
     const ks_matmul_args *a;
@@ -25,13 +25,19 @@ typedef struct job {
     uint32_t n_in; /* padded */
 } job;
 
-/* sum += u * q for 4 columns of 16 output rows and `rows` activation rows. */
-KS_INLINE void quad_step(__m256i u0, __m256i u1, const act_row *x, uint32_t rows, uint32_t k, __m256i sum[TILE][2])
+/* sum += u * q for 4 columns of 16 output rows and `rows` activation rows; the first ones begin it. */
+KS_INLINE void quad_step(__m256i u0, __m256i u1, const act_row *x, uint32_t rows, uint32_t k, int first,
+                         __m256i sum[TILE][2])
 {
     for (uint32_t m = 0; m < rows; m++) {
-        __m256i q = quad(x[m].q + k);
-        sum[m][0] = _mm256_add_epi16(sum[m][0], _mm256_maddubs_epi16(u0, q));
-        sum[m][1] = _mm256_add_epi16(sum[m][1], _mm256_maddubs_epi16(u1, q));
+        __m256i q = quad(x[m].q + k), p0 = _mm256_maddubs_epi16(u0, q), p1 = _mm256_maddubs_epi16(u1, q);
+        if (first) {
+            sum[m][0] = p0;
+            sum[m][1] = p1;
+        } else {
+            add_words(&sum[m][0], p0);
+            add_words(&sum[m][1], p1);
+        }
     }
 }
 
@@ -48,53 +54,47 @@ KS_INLINE void run_step(const uint8_t *w, int packed, int mx, const act_row *x, 
                         __m256i isum[TILE][2])
 {
     __m256i sum[TILE][2];
-    for (uint32_t m = 0; m < rows; m++) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
     for (uint32_t i = 0; i < (mx ? 2u : 4u); i++, k += 8, w += packed ? 64 : 128) {
         __m256i u[4]; /* rows 0..7 and 8..15 of columns 0..3, then of 4..7 */
         for (uint32_t v = 0; v < 4; v++)
             u[v] = packed ? unpack(w + 32 * (v % 2), v / 2, mx) : _mm256_load_si256((const __m256i *)(w + 32 * v));
         if (packed) prefetch(w + PREFETCH_BYTES);
-        quad_step(u[0], u[1], x, rows, k, sum);
-        quad_step(u[2], u[3], x, rows, k + 4, sum);
+        quad_step(u[0], u[1], x, rows, k, i == 0, sum);
+        quad_step(u[2], u[3], x, rows, k + 4, 0, sum);
     }
     widen(sum, rows, isum);
 }
 
-/* Columns [k0, k1) of one tile, k0 a multiple of the group; w as in run_step. scales: those of the block's groups as
- * floats, if it is unpacked. */
-KS_INLINE void run_tile(const job *j, const uint8_t *w, const float *scales, int mx, const act_row *x, uint32_t rows,
-                        uint32_t k0, uint32_t k1, __m256 acc[TILE][2])
+/* The products of group [g0, g1) with one tile join acc. w: as in run_step; scale: of the group; off: what each row's
+ * sum starts from. */
+KS_INLINE void run_group(const uint8_t *w, int packed, int mx, const act_row *x, uint32_t rows, uint32_t g0,
+                         uint32_t g1, const int32_t *off, size_t off_stride, const __m256 scale[2], __m256 acc[TILE][2])
 {
-    const int packed = !scales;
-    const uint32_t group = j->a->group, step_k = mx ? 16 : 32, step_bytes = step_k * (packed ? 8 : 16);
-    const uint32_t wtype = mx ? KS_T_MXFP4 : KS_T_I4;
-    for (uint32_t g0 = k0; g0 < k1; g0 += group) {
-        uint32_t g1 = g0 + group < k1 ? g0 + group : k1;
-        __m256i isum[TILE][2];
-        for (uint32_t m = 0; m < rows; m++) isum[m][0] = isum[m][1] = minus_offset(x + m, wtype, g0, g1);
-        for (uint32_t k = g0; k < g1; k += step_k, w += step_bytes) run_step(w, packed, mx, x, rows, k, isum);
-        __m256 ws[2];
-        if (packed) {
-            size_t at = g0 / group * scales_bytes(wtype);
-            scales_16(j->scales + at, wtype, ws);
-            prefetch(j->next_scales + at);
-        } else {
-            ws[0] = _mm256_load_ps(scales);
-            ws[1] = _mm256_load_ps(scales + 8);
-            scales += 16;
-        }
-        for (uint32_t m = 0; m < rows; m++) add_group(acc[m], isum[m], ws, x[m].scale[g0 / 128]);
-    }
+    const uint32_t step_k = mx ? 16 : 32;
+    __m256i isum[TILE][2];
+    for (uint32_t m = 0; m < rows; m++) isum[m][0] = isum[m][1] = _mm256_set1_epi32(off[m * off_stride]);
+    for (uint32_t k = g0; k < g1; k += step_k, w += step_k * (packed ? 8 : 16))
+        run_step(w, packed, mx, x, rows, k, isum);
+    for (uint32_t m = 0; m < rows; m++) add_group(acc[m], isum[m], scale, x[m].scale[g0 / 128]);
 }
 
 /* Two rows, weights straight from memory. */
 KS_INLINE void two_rows(const job *j, uint32_t s, int mx)
 {
+    const uint32_t group = j->a->group, wtype = mx ? KS_T_MXFP4 : KS_T_I4;
     act_row x[2];
     __m256 acc[TILE][2];
     rows_at(j->a, 0, 2, x);
     for (uint32_t m = 0; m < 2; m++) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
-    run_tile(j, j->strip, NULL, mx, x, 2, 0, j->n_in, acc);
+    for (uint32_t g0 = 0; g0 < j->n_in; g0 += group) {
+        uint32_t g1 = g0 + group < j->n_in ? g0 + group : j->n_in;
+        size_t at = g0 / group * scales_bytes(wtype);
+        int32_t off[2] = { minus_offset(x, wtype, g0, g1), minus_offset(x + 1, wtype, g0, g1) };
+        __m256 ws[2];
+        scales_16(j->scales + at, wtype, ws);
+        prefetch(j->next_scales + at);
+        run_group(j->strip + (size_t)g0 * 8, 1, mx, x, 2, g0, g1, off, 1, ws, acc);
+    }
     for (uint32_t m = 0; m < 2; m++) store_16(j->a, m, s, acc[m][0], acc[m][1]);
 }
 
@@ -114,8 +114,7 @@ KS_INLINE __m256i minus_offset_pairs(const int8_t *q, uint32_t n, uint32_t wtype
 /* Four columns of 16 outputs of one row. */
 KS_INLINE void add_quad(const uint8_t *w, uint32_t high, int mx, __m256i q, __m256i sum[2])
 {
-    for (uint32_t v = 0; v < 2; v++)
-        sum[v] = _mm256_add_epi16(sum[v], _mm256_maddubs_epi16(unpack(w + 32 * v, high, mx), q));
+    for (uint32_t v = 0; v < 2; v++) add_words(&sum[v], _mm256_maddubs_epi16(unpack(w + 32 * v, high, mx), q));
 }
 
 /* One row, `strips` of weights (1 or 2, which share all that depends on the row only) straight from memory. */
@@ -190,12 +189,19 @@ KS_INLINE void unpack_block(const job *j, uint32_t k0, uint32_t k1, int mx, bloc
 KS_INLINE void block_tile(const job *j, block *b, uint32_t r0, uint32_t m, uint32_t rows, uint32_t k0, uint32_t k1,
                           int mx)
 {
+    const uint32_t group = j->a->group;
+    const uint8_t *w = b->bytes;
+    int32_t off[TILE][BLOCK_K / 32]; /* all at once, well before their use */
     act_row x[TILE];
     __m256 acc[TILE][2];
     float *sums = b->sums[m];
     rows_at(j->a, r0 + m, rows, x);
+    for (uint32_t i = 0; i < rows; i++) minus_offsets(x + i, mx ? KS_T_MXFP4 : KS_T_I4, group, k0, k1, off[i]);
     for (uint32_t i = 0; i < 2 * rows; i++) acc[i / 2][i % 2] = k0 ? _mm256_load_ps(sums + 8 * i) : _mm256_setzero_ps();
-    run_tile(j, b->bytes, b->scales[0], mx, x, rows, k0, k1, acc);
+    for (uint32_t g0 = k0, g = 0; g0 < k1; g0 += group, g++, w += group * 16) {
+        __m256 ws[2] = { _mm256_load_ps(b->scales[g]), _mm256_load_ps(b->scales[g] + 8) };
+        run_group(w, 0, mx, x, rows, g0, g0 + group < k1 ? g0 + group : k1, &off[0][g], BLOCK_K / 32, ws, acc);
+    }
     for (uint32_t i = 0; i < 2 * rows; i++) _mm256_store_ps(sums + 8 * i, acc[i / 2][i % 2]);
 }
 

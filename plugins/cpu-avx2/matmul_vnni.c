@@ -48,7 +48,7 @@ KS_INLINE void run_tile(const job *j, const uint8_t *w, const float *scales, uin
         uint32_t g1 = g0 + group < k1 ? g0 + group : k1;
         __m256i isum[TILE][2], more[TILE][2];
         for (uint32_t m = 0; m < rows; m++) {
-            isum[m][0] = isum[m][1] = minus_offset(x + m, wtype, g0, g1);
+            isum[m][0] = isum[m][1] = _mm256_set1_epi32(minus_offset(x + m, wtype, g0, g1));
             more[m][0] = more[m][1] = _mm256_setzero_si256();
         }
         for (uint32_t k = g0; k < g1; k += 8, w += bytes) {

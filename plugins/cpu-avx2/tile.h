@@ -63,6 +63,18 @@ KS_INLINE __m256i quad(const int8_t *q)
     return _mm256_set1_epi32(v);
 }
 
+/* sum += x in 16 or 32 bits, in the register of the sum. With the intrinsics gcc gives every sum of an unrolled loop a
+ * new register and copies it back, or keeps it in memory: a third of the speed. */
+KS_INLINE void add_words(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+
+KS_INLINE void add_dwords(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+
 /* The running sums of group g join the outputs: acc = fma(isum, wscale * xscale, acc). */
 KS_INLINE void add_group(__m256 acc[2], const __m256i isum[2], const __m256 wscale[2], float xscale)
 {

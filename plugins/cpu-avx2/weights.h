@@ -59,12 +59,21 @@ KS_INLINE void rows_at(const ks_matmul_args *a, uint32_t r0, uint32_t n, act_row
     }
 }
 
-/* Sum of the activations in columns [k0, k1), taken `offset` times and away, in every lane. */
-KS_INLINE __m256i minus_offset(const act_row *x, uint32_t wtype, uint32_t k0, uint32_t k1)
+/* Sum of the activations in columns [k0, k1), taken `offset` times and away. */
+KS_INLINE int32_t minus_offset(const act_row *x, uint32_t wtype, uint32_t k0, uint32_t k1)
 {
     int32_t s = 0;
     for (uint32_t k = k0; k < k1; k += 32) s += x->sum[k / 32];
-    return _mm256_set1_epi32(-offset_of(wtype) * s);
+    return -offset_of(wtype) * s;
+}
+
+/* The same for each group in columns [k0, k1). */
+KS_INLINE void minus_offsets(const act_row *x, uint32_t wtype, uint32_t group, uint32_t k0, uint32_t k1, int32_t *ret)
+{
+    const int32_t *sum = x->sum + k0 / 32;
+    if (group == 128)
+        for (; k1 - k0 >= 128; k0 += 128, sum += 4) *ret++ = -offset_of(wtype) * (sum[0] + sum[1] + sum[2] + sum[3]);
+    for (; k0 < k1; k0 += group) *ret++ = minus_offset(x, wtype, k0, k1 - k0 < group ? k1 : k0 + group);
 }
 
 #endif
