@@ -15,6 +15,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#define SAVE_EVERY_S 600
+
 static void block_signals(sigset_t *set)
 {
     sigemptyset(set);
@@ -70,6 +72,16 @@ static void each_frontend(ks_app *a, bool drain)
     }
 }
 
+/* Waits for a signal, and saves from time to time what was learnt about the experts. */
+static int wait_for_signal(ks_app *a, const sigset_t *set)
+{
+    const struct timespec span = { .tv_sec = SAVE_EVERY_S };
+    int sig;
+    while ((sig = sigtimedwait(set, NULL, &span)) < 0)
+        if (errno == EAGAIN) ks_heat_save(a);
+    return sig;
+}
+
 static void shut_down(ks_app *a, const sigset_t *set)
 {
     uint64_t limit = (uint64_t)ks_config_int(a->config, "shutdown-timeout"), end = ks_now_ns() + limit * 1000000;
@@ -99,9 +111,7 @@ int ks_cmd_serve(ks_config *c, ks_cli *cli)
         rc = ks_bench_clients(&a, KS_BENCH_PROMPT_TOKENS, KS_BENCH_NEW_TOKENS, false, &err);
     if (!rc) rc = start_frontends(&a, &err);
     if (!rc) {
-        int sig;
-        while ((sig = sigwaitinfo(&set, NULL)) < 0 && errno == EINTR) {
-        }
+        int sig = wait_for_signal(&a, &set);
         ks_log(KS_LOG_INFO, "serve", "%s: no new requests, running ones get %lld ms (--shutdown-timeout)",
                sig == SIGTERM ? "SIGTERM" : "SIGINT", (long long)ks_config_int(c, "shutdown-timeout"));
         shut_down(&a, &set);

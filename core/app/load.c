@@ -252,13 +252,15 @@ static int open_engine(ks_app *a, ks_err *err)
     a->opts.chat = a->chat;
     a->opts.chat_developer = a->chat_developer;
     a->opts.generation_config = generation;
+    ks_heat_prepare(a, &a->opts);
     rc = open_on(a, &a->opts, err);
     a->opts.generation_config = NULL;
+    a->opts.heat = NULL;
     free(generation);
     if (!rc)
         ks_log(KS_LOG_INFO, "engine", "%s (%s): context %u tokens (--context), KV cache %s (--kv-dtype)", a->name,
                a->model.arch, a->opts.n_ctx, ks_config_str(a->config, "kv-dtype"));
-    return rc;
+    return rc ? rc : ks_heat_calibrate(a, err);
 }
 
 int ks_app_prepare(ks_config *c, ks_app *a, ks_err *err)
@@ -289,7 +291,9 @@ int ks_app_open(ks_config *c, ks_app *a, ks_err *err)
 
 void ks_app_close(ks_app *a)
 {
+    ks_heat_save(a);
     ks_engine_close(a->engine);
+    ks_heat_fini(a);
     ks_template_free(a->chat);
     ks_tokenizer_close(a->tok);
     ks_store_close(a->store);

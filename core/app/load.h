@@ -3,6 +3,7 @@
 #define KS_APP_LOAD_H
 
 #include "app/gpu.h"
+#include "app/heat.h"
 #include "config/config.h"
 #include "device/split_device.h"
 #include "engine/engine.h"
@@ -23,6 +24,7 @@ typedef struct ks_app {
     ks_split_ctx split;  /* where a GPU is used */
     ks_engine_opts opts; /* device and numbers, as planned; texts are added at the start */
     int64_t expert_bits; /* 0: --cpu-expert-bits */
+    ks_heat heat;
     ks_engine *engine;
     char *dirs[8];
     uint32_t n_dirs;
