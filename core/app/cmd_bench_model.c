@@ -38,6 +38,7 @@ typedef struct test {
     series rate, bound, part, ttft; /* tokens/s; tokens/s; the part that is reached; ms */
     ks_cost cost;                   /* of the last repeat: one step, or one prompt */
     ks_rates rates;
+    ks_stats stats; /* of the last repeat: what was done with experts on a device */
 } test;
 
 typedef struct bench {
@@ -66,6 +67,27 @@ static const uint64_t *heat_of_run(bench *b)
     return b->heat + n;
 }
 
+static void get_stats(const bench *b, ks_stats *ret)
+{
+    *ret = (ks_stats) { .size = sizeof *ret };
+    (void)ks_engine_api_get()->stats(b->a.engine, ret, NULL); /* cannot fail: size is set */
+}
+
+/* What happened to experts between two looks. */
+static void keep_stats(test *t, const ks_stats *before, const ks_stats *after)
+{
+    t->stats = *after;
+    t->stats.experts_hot -= before->experts_hot;
+    t->stats.experts_cold -= before->experts_cold;
+    t->stats.expert_uploads -= before->expert_uploads;
+    t->stats.expert_upload_bytes -= before->expert_upload_bytes;
+    t->stats.link_bytes_in -= before->link_bytes_in;
+    t->stats.link_bytes_out -= before->link_bytes_out;
+    t->stats.device_s -= before->device_s;
+    t->stats.device_wait_s -= before->device_wait_s;
+    t->stats.experts_cpu_s -= before->experts_cpu_s;
+}
+
 static ks_rates mean_of(ks_rates x, ks_rates y)
 {
     return (ks_rates) { (x.read + y.read) / 2, (x.int8 + y.int8) / 2, (x.f32 + y.f32) / 2 };
@@ -82,8 +104,12 @@ static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
         free(b->heat); /* a device that does not count: all experts are taken to be asked for alike */
         b->heat = NULL;
     }
+    ks_stats seen[2];
+    get_stats(b, &seen[0]);
     int rc = ks_clients_run(b->a.engine, t->ids, t->batch, n_prompt, n_new, &first, &rest, err);
     if (rc) return rc;
+    get_stats(b, &seen[1]);
+    keep_stats(t, &seen[0], &seen[1]);
     ks_load l = { .n_seqs = t->batch, .rows = 1, .outs = 1, .kv_type = ks_app_kv_type(b->a.config) };
     l.heat = heat_of_run(b);
     t->rates = mean_of(before, ks_meter_rates(&b->meter));
@@ -231,6 +257,32 @@ static void print_table(const bench *b)
     }
 }
 
+static double percent(double a, double b)
+{
+    return b > 0 ? 100 * a / b : 0;
+}
+
+static double hit_rate(const ks_stats *s)
+{
+    return percent((double)s->experts_hot, (double)s->experts_hot + (double)s->experts_cold) / 100;
+}
+
+static void print_experts(const bench *b)
+{
+    if (!b->n || !b->tests[0].stats.expert_slots) return;
+    printf("\nexperts on the GPU: places for %u of %u\n%-16s %9s %9s %10s %9s %9s %8s %8s\n",
+           b->tests[0].stats.expert_slots, b->tests[0].stats.experts, "test", "resident", "hits %", "exchanged",
+           "GB in", "GB out", "% GPU", "% CPU");
+    for (uint32_t i = 0; i < b->n; i++) {
+        const ks_stats *s = &b->tests[i].stats;
+        printf("%-16s %9u %9.1f %10llu %9.3f %9.3f %8.1f %8.1f\n", b->tests[i].name, s->experts_resident,
+               100 * hit_rate(s), (unsigned long long)s->expert_uploads, (double)s->link_bytes_in / 1e9,
+               (double)s->link_bytes_out / 1e9, percent(s->device_wait_s, s->device_s),
+               percent(s->experts_cpu_s, s->device_s));
+    }
+    puts("% GPU: of the steps' time waiting for the GPU; % CPU: in the experts that the CPU computes");
+}
+
 static void put(ks_jw *w, const char *key, double v)
 {
     ks_jw_key(w, key);
@@ -272,6 +324,24 @@ static void put_cost(ks_jw *w, const ks_cost *c)
     put(w, "experts_touched", c->experts);
 }
 
+static void put_experts(ks_jw *w, const ks_stats *s)
+{
+    ks_jw_key(w, "experts_on_device");
+    ks_jw_object(w);
+    put(w, "experts", s->experts);
+    put(w, "slots", s->expert_slots);
+    put(w, "resident", s->experts_resident);
+    put(w, "hit_rate", hit_rate(s));
+    put(w, "uploads", (double)s->expert_uploads);
+    put(w, "upload_bytes", (double)s->expert_upload_bytes);
+    put(w, "link_bytes_in", (double)s->link_bytes_in);
+    put(w, "link_bytes_out", (double)s->link_bytes_out);
+    put(w, "device_s", s->device_s);
+    put(w, "device_wait_s", s->device_wait_s);
+    put(w, "experts_cpu_s", s->experts_cpu_s);
+    ks_jw_object_end(w);
+}
+
 static void put_test(const bench *b, ks_jw *w, const test *t)
 {
     ks_jw_object(w);
@@ -291,6 +361,7 @@ static void put_test(const bench *b, ks_jw *w, const test *t)
     ks_jw_object(w);
     put_cost(w, &t->cost);
     ks_jw_object_end(w);
+    if (t->stats.expert_slots) put_experts(w, &t->stats);
     ks_jw_key(w, "ceilings");
     ks_jw_object(w);
     put(w, "read_bytes_s", t->rates.read);
@@ -371,8 +442,10 @@ int ks_bench_model(ks_config *c, ks_err *err)
     if (!rc) rc = measure(b, err);
     if (!rc && ks_config_bool(c, "json"))
         rc = print_json(b, err);
-    else if (!rc)
+    else if (!rc) {
         print_table(b);
+        print_experts(b);
+    }
     for (uint32_t i = 0; i < b->n; i++) free(b->tests[i].ids);
     ks_meter_close(&b->meter);
     ks_app_close(&b->a);

@@ -3,6 +3,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -22,8 +23,9 @@ struct split_dev {
     uint8_t *where, *last; /* (n_ops) device of each op; (n_regs) the device that writes it last */
     struct move *moves;
     uint32_t n_moves, cap_moves;
-    uint8_t *buffer; /* of a register on its way */
-    uint64_t *heat;  /* (n_layers, n_experts) of one device */
+    uint8_t *buffer;         /* of a register on its way */
+    uint64_t *heat;          /* (n_layers, n_experts) of one device */
+    _Atomic uint64_t handed; /* pairs that main gave to the rest: both count them */
     /* While main runs an EXPERTS op. */
     const ks_batch *batch;
     ks_err cold_err; /* code 0: none; the callback has no way to say it */
@@ -102,10 +104,13 @@ static void run_cold(void *ctx, uint32_t op, uint32_t n_rows, const float *x, co
         float weight;
     } *route = (void *)d->buffer;
     ks_err *err = &d->cold_err;
+    uint64_t handed = 0;
     for (size_t i = 0; i < (size_t)n_rows * o->u.mlp.k; i++) {
         route[i].expert = keep[i] ? ids[i] : -1;
         route[i].weight = weights[i];
+        handed += keep[i] != 0;
     }
+    atomic_fetch_add_explicit(&d->handed, handed, memory_order_relaxed);
     int rc = d->iface[REST]->put(d->dev[REST], (uint32_t)o->in[0], n_rows, x, err);
     if (!rc) rc = d->iface[REST]->put(d->dev[REST], (uint32_t)o->in[1], n_rows, route, err);
     if (!rc) rc = d->iface[REST]->run(d->dev[REST], d->batch, op, op + 1, err);
@@ -367,7 +372,7 @@ static int split_stats(void *dev, ks_device_stats *ret, ks_err *err)
     if (rc) return rc;
     s.size = ret->size;
     s.launches += t.launches;
-    s.experts_cold += t.experts_cold;
+    s.experts_cold += t.experts_cold - KS_MIN(t.experts_cold, atomic_load_explicit(&d->handed, memory_order_relaxed));
     s.experts_hot += t.experts_hot;
     s.mem_bytes += t.mem_bytes;
     memcpy(ret, &s, KS_MIN((size_t)ret->size, sizeof s));

@@ -207,6 +207,7 @@ static int api_stats(void *engine, ks_stats *ret, ks_err *err)
     s.max_running = e->max_running;
     s.kv_pages_total = e->n_pages;
     s.uptime_s = (double)(ks_now_ns() - e->t_open) / 1e9;
+    ks__hot_stats(e, &s);
     memcpy(ret, &s, KS_MIN((size_t)ret->size, sizeof s));
     return 0;
 }

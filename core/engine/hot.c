@@ -95,6 +95,24 @@ static double part(uint64_t a, uint64_t b)
     return b ? 100.0 * (double)a / (double)b : 0;
 }
 
+void ks__hot_stats(ks_engine *e, ks_stats *ret)
+{
+    ks_device_stats s = { .size = sizeof s };
+    if (!e->o.device->stats || e->o.device->stats(e->dev, &s, NULL) || !s.slot_bytes) return;
+    ret->experts = e->hot.n_experts;
+    ret->expert_slots = s.expert_slots;
+    ret->experts_resident = s.experts_resident;
+    ret->experts_hot = s.experts_hot;
+    ret->experts_cold = s.experts_cold;
+    ret->expert_uploads = s.uploads;
+    ret->expert_upload_bytes = s.upload_bytes;
+    ret->link_bytes_in = s.bytes_in;
+    ret->link_bytes_out = s.bytes_out;
+    ret->device_s = (double)s.run_ns / 1e9;
+    ret->device_wait_s = (double)s.wait_ns / 1e9;
+    ret->experts_cpu_s = (double)s.cold_ns / 1e9;
+}
+
 void ks__hot_tell(ks_engine *e)
 {
     ks_hot *h = &e->hot;

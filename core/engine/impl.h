@@ -148,6 +148,7 @@ KS_MUST_CHECK int ks__hot_open(ks_engine *e, ks_err *err);
 void ks__hot_close(ks_engine *e);
 void ks__hot_rows(ks_engine *e, uint32_t n_rows);
 void ks__hot_after(ks_engine *e, uint32_t n_rows, uint64_t ns); /* a step that took so long */
+void ks__hot_stats(ks_engine *e, ks_stats *ret);                /* [any] */
 void ks__hot_tell(ks_engine *e);                                /* one line in the log */
 /* engine.c: the last word to the sink; forgets and frees the job. */
 void ks__job_done(ks_engine *e, ks_job *j);
