@@ -103,13 +103,14 @@ static int plan_matmul(const ks_cpu_dev *d, const ks_weight *w, const ks_kernel 
     return *ret ? 0 : KS_E_UNSUPPORTED;
 }
 
-/* Ops that are one kernel each, which only some models have. */
+/* Ops with a kernel of their own that only some models have. */
 static int plan_plain(const ks_cpu_dev *d, uint32_t op, struct dev_op *ret, ks_err *err)
 {
     static const struct {
         uint32_t kernel;
         const char *what;
-    } rows[] = { [KS_OP_MUL] = { KS_K_MUL, "products of rows" },
+    } rows[] = { [KS_OP_ROUTE] = { KS_K_SCORE, "scores of routers" },
+                 [KS_OP_MUL] = { KS_K_MUL, "products of rows" },
                  [KS_OP_CONV] = { KS_K_CONV, "convolutions" },
                  [KS_OP_DELTA] = { KS_K_DELTA, "the gated delta rule" } };
     ret->kernel[0] = find_kernel(d, rows[op].kernel, 0, KS_T_F32, 0, rows[op].what, err);
@@ -132,6 +133,7 @@ static int plan_op(const ks_cpu_dev *d, const ks_graph *g, const ks_op *op, stru
     case KS_OP_INDEXER: /* its keys meet a matrix that is made of q */
         ret->kernel[0] = find_kernel(d, KS_K_MATMUL, KS_T_F32, KS_T_F32, KS_LAYOUT_T16, "matrix products", err);
         return ret->kernel[0] ? 0 : KS_E_UNSUPPORTED;
+    case KS_OP_ROUTE:
     case KS_OP_MUL:
     case KS_OP_CONV:
     case KS_OP_DELTA: return plan_plain(d, op->kind, ret, err);

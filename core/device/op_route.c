@@ -3,6 +3,7 @@
 #include "device/cpu_impl.h"
 
 #include "base/base.h"
+#include <emmintrin.h>
 #include <math.h>
 
 struct pair {
@@ -10,12 +11,25 @@ struct pair {
     float weight;
 };
 
-/* The k best of n by v, into ids, best first. */
+struct router {
+    const ks_op *op;
+    const ks_kernel *row; /* SCORE */
+    void *scratch;        /* its */
+};
+
+static bool any_above(const float *v, __m128 limit)
+{
+    __m128 a = _mm_cmpgt_ps(_mm_loadu_ps(v), limit), b = _mm_cmpgt_ps(_mm_loadu_ps(v + 4), limit);
+    return _mm_movemask_ps(_mm_or_ps(a, b)) != 0;
+}
+
+/* The k best of n by v, into ids, best first. Hardly any of the later numbers is among the best so far. */
 static void top_k(const float *v, uint32_t n, uint32_t k, int32_t *ids)
 {
     uint32_t have = 0;
     for (uint32_t i = 0; i < n; i++) {
-        if (have == k && !(v[i] > v[ids[k - 1]])) continue;
+        while (have == k && i + 8 <= n && !any_above(v + i, _mm_set1_ps(v[ids[k - 1]]))) i += 8;
+        if (i == n || (have == k && !(v[i] > v[ids[k - 1]]))) continue;
         uint32_t at = have < k ? have++ : k - 1;
         while (at > 0 && v[i] > v[ids[at - 1]]) {
             ids[at] = ids[at - 1];
@@ -25,22 +39,10 @@ static void top_k(const float *v, uint32_t n, uint32_t k, int32_t *ids)
     }
 }
 
-static void softmax(float *v, uint32_t n)
+static void score(const struct router *t, float *v, uint32_t n)
 {
-    float max = v[0], sum = 0;
-    for (uint32_t i = 1; i < n; i++) max = fmaxf(max, v[i]);
-    for (uint32_t i = 0; i < n; i++) sum += v[i] = expf(v[i] - max);
-    for (uint32_t i = 0; i < n; i++) v[i] /= sum;
-}
-
-static void score(uint32_t kind, float *v, uint32_t n)
-{
-    if (kind == KS_SCORE_SOFTMAX) {
-        softmax(v, n);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++)
-        v[i] = kind == KS_SCORE_SIGMOID ? 1.0f / (1.0f + expf(-v[i])) : sqrtf(v[i] > 20.0f ? v[i] : log1pf(expf(v[i])));
+    ks_score_args a = { .size = sizeof a, .kind = t->op->u.route.score, .n_rows = 1, .n = n, .x = v, .y = v };
+    t->row->fn(&a, 0, 1, t->scratch);
 }
 
 /* Experts outside the best groups can no longer be chosen. */
@@ -97,8 +99,9 @@ static void sort_pairs(struct pair *p, uint32_t k)
 }
 
 /* scratch: 3 n_experts floats and n_experts ints. */
-static void route_row(const ks_op *op, const float *z, const float *bias, float *scratch, struct pair *out)
+static void route_row(const struct router *t, const float *z, const float *bias, float *scratch, struct pair *out)
 {
+    const ks_op *op = t->op;
     uint32_t n = op->u.route.n_experts, k = op->u.route.k, flags = op->u.route.flags;
     float *p = scratch, *choice = scratch + n, *w = scratch + 2 * n;
     int32_t *ids = (int32_t *)(void *)(scratch + 3 * n);
@@ -106,12 +109,12 @@ static void route_row(const ks_op *op, const float *z, const float *bias, float 
     if (flags & KS_ROUTE_SPARSEMIX) {
         sparse_mix(op, z, choice, ids, w);
     } else {
-        if (!(flags & KS_ROUTE_LATE)) score(op->u.route.score, p, n);
+        if (!(flags & KS_ROUTE_LATE)) score(t, p, n);
         for (uint32_t i = 0; i < n; i++) choice[i] = bias ? p[i] + bias[i] : p[i];
         if (op->u.route.n_group > 1) limit_groups(op, choice, w, ids);
         top_k(choice, n, k, ids);
         for (uint32_t i = 0; i < k; i++) w[i] = p[ids[i]];
-        if (flags & KS_ROUTE_LATE) score(op->u.route.score, w, k);
+        if (flags & KS_ROUTE_LATE) score(t, w, k);
     }
     float sum = 0;
     for (uint32_t i = 0; i < k; i++) sum += w[i];
@@ -128,7 +131,8 @@ void ks__rows_route(ks_cpu_dev *d, const ks_op *op, uint32_t begin, uint32_t end
 {
     const struct dev_reg *out = &d->regs[op->out[0]];
     const float *bias = ks__dev_vector(d, op->w[0]);
+    struct router t = { op, d->ops[op - d->g->ops].kernel[0], ks__dev_kernel_scratch(d, worker) };
     for (uint32_t r = begin; r < end; r++)
-        route_row(op, ks__dev_row(d, (uint32_t)op->in[0], r), bias, ks__dev_scratch(d, worker),
+        route_row(&t, ks__dev_row(d, (uint32_t)op->in[0], r), bias, ks__dev_scratch(d, worker),
                   (struct pair *)out->p + r * out->stride);
 }

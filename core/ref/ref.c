@@ -27,14 +27,14 @@
     }
 
 static const ks_kernel rows[] = {
-    PLAIN(KS_K_QUANT, quant),    MATMUL(F32, F32, matmul_f32),    MATMUL(BF16, F32, matmul_bf16),
-    MATMUL(I8, Q8, matmul_i8),   MATMUL(I4, Q8, matmul_i4),       MATMUL(MXFP4, Q8, matmul_mxfp4),
-    PLAIN(KS_K_NORM, norm),      PLAIN(KS_K_ROPE, rope),          PLAIN(KS_K_GLU, glu),
-    ATTN(F32, attn_f32),         ATTN(BF16, attn_bf16),           ATTN(F8E4M3, attn_f8e4m3),
-    STORE(F32, store_f32),       STORE(BF16, store_bf16),         STORE(F8E4M3, store_f8e4m3),
-    PLAIN(KS_K_MUL, mul),        PLAIN(KS_K_CONV, conv),          PLAIN(KS_K_DELTA, delta),
-    MATMUL_T(F32, matmul_t_f32), MATMUL_T(BF16, matmul_t_bf16),   MATMUL_T(I8, matmul_t_i8),
-    MATMUL_T(I4, matmul_t_i4),   MATMUL_T(MXFP4, matmul_t_mxfp4),
+    PLAIN(KS_K_QUANT, quant),  MATMUL(F32, F32, matmul_f32), MATMUL(BF16, F32, matmul_bf16),
+    MATMUL(I8, Q8, matmul_i8), MATMUL(I4, Q8, matmul_i4),    MATMUL(MXFP4, Q8, matmul_mxfp4),
+    PLAIN(KS_K_NORM, norm),    PLAIN(KS_K_ROPE, rope),       PLAIN(KS_K_GLU, glu),
+    ATTN(F32, attn_f32),       ATTN(BF16, attn_bf16),        ATTN(F8E4M3, attn_f8e4m3),
+    STORE(F32, store_f32),     STORE(BF16, store_bf16),      STORE(F8E4M3, store_f8e4m3),
+    PLAIN(KS_K_SCORE, score),  PLAIN(KS_K_MUL, mul),         PLAIN(KS_K_CONV, conv),
+    PLAIN(KS_K_DELTA, delta),  MATMUL_T(F32, matmul_t_f32),  MATMUL_T(BF16, matmul_t_bf16),
+    MATMUL_T(I8, matmul_t_i8), MATMUL_T(I4, matmul_t_i4),    MATMUL_T(MXFP4, matmul_t_mxfp4),
 };
 
 static const ks_kernels_iface iface = {

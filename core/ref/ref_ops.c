@@ -1,4 +1,4 @@
-/* Reference NORM, ROPE, GLU and MUL: in double, rounded once. [worker] */
+/* Reference NORM, ROPE, GLU, MUL and SCORE: in double, rounded once. [worker] */
 #include "ref/ref_rows.h"
 
 #include <math.h>
@@ -116,4 +116,29 @@ void ks__ref_mul(const void *args, uint32_t begin, uint32_t end, void *scratch)
             double y = (double)a->y[r * a->y_stride + i / (a->n / a->n_y)];
             a->z[r * a->z_stride + i] = (float)((double)a->x[r * a->x_stride + i] * ks__ref_act1(a->act, y));
         }
+}
+
+static void softmax(const float *x, float *y, uint32_t n)
+{
+    double max = (double)x[0], sum = 0;
+    for (uint32_t i = 1; i < n; i++) max = fmax(max, (double)x[i]);
+    for (uint32_t i = 0; i < n; i++) sum += exp((double)x[i] - max);
+    for (uint32_t i = 0; i < n; i++) y[i] = (float)(exp((double)x[i] - max) / sum);
+}
+
+void ks__ref_score(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_score_args *a = args;
+    (void)scratch;
+    for (uint32_t r = begin; r < end; r++) {
+        const float *x = a->x + r * a->x_stride;
+        float *y = a->y + r * a->y_stride;
+        if (a->kind == KS_SCORE_SOFTMAX)
+            softmax(x, y, a->n);
+        else if (a->kind == KS_SCORE_SIGMOID)
+            for (uint32_t i = 0; i < a->n; i++) y[i] = (float)sigmoid((double)x[i]);
+        else
+            for (uint32_t i = 0; i < a->n; i++)
+                y[i] = (float)sqrt(fmax((double)x[i], 0) + log1p(exp(-fabs((double)x[i]))));
+    }
 }

@@ -12,6 +12,7 @@ void ks__ref_matmul_i4(const void *args, uint32_t begin, uint32_t end, void *scr
 void ks__ref_matmul_mxfp4(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_norm(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_rope(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void ks__ref_score(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_mul(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_conv(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void ks__ref_delta(const void *args, uint32_t begin, uint32_t end, void *scratch);

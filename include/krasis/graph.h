@@ -38,9 +38,6 @@
 /* clang-format on */
 
 /* Routing. */
-#define KS_SCORE_SOFTMAX 1u
-#define KS_SCORE_SIGMOID 2u
-#define KS_SCORE_SQRT_SOFTPLUS 3u
 #define KS_ROUTE_NORM 1u       /* flags: divide the selected weights by their sum (+ norm_eps) */
 #define KS_ROUTE_LATE 2u       /* select on raw logits, softmax (or sigmoid) over the selected only */
 #define KS_ROUTE_GROUP_TOP2 4u /* score of a group: sum of its two largest (else its largest) */

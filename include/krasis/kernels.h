@@ -32,6 +32,7 @@
 #define KS_K_MUL 9u      /* ks_mul_args     unit: a row */
 #define KS_K_CONV 10u    /* ks_conv_args    unit: 16 channels */
 #define KS_K_DELTA 11u   /* ks_delta_args   unit: a value head */
+#define KS_K_SCORE 12u   /* ks_score_args   unit: a row */
 
 /* Quantized activations (type Q8): int8 with one scale per 128 columns.
  * For each row and each 128-column block (the last may be shorter): amax = max |x|;
@@ -237,11 +238,23 @@ static inline size_t ks_delta_floats(uint32_t d_k, uint32_t d_v)
     return (size_t)d_k * (columns + KS_DELTA_CHUNK) + KS_DELTA_CHUNK * columns + 32;
 }
 
+/* Scores of a router: what the numbers of a row become before the best are chosen. */
+#define KS_SCORE_SOFTMAX 1u /* exp(x - max) / sum of these */
+#define KS_SCORE_SIGMOID 2u
+#define KS_SCORE_SQRT_SOFTPLUS 3u /* sqrt(log(1 + exp(x))) */
+typedef struct ks_score_args {
+    uint32_t size, kind, n_rows, n; /* n > 0 columns */
+    const float *x;
+    size_t x_stride;
+    float *y; /* may be x */
+    size_t y_stride;
+} ks_score_args;
+
 typedef void (*ks_kernel_fn)(const void *args, uint32_t begin, uint32_t end, void *scratch); /* [worker] */
 
-/* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU, MUL, CONV, DELTA: wtype 0, xtype F32, layout 0;
- * MATMUL: wtype of W, xtype Q8 or F32, layout T16; MATMUL_T: the same with F32; ATTN, STORE: wtype of the cache, xtype
- * F32, layout 0. */
+/* What a row says (and a look-up asks for): QUANT, NORM, ROPE, GLU, MUL, CONV, DELTA, SCORE: wtype 0, xtype F32, layout
+ * 0; MATMUL: wtype of W, xtype Q8 or F32, layout T16; MATMUL_T: the same with F32; ATTN, STORE: wtype of the cache,
+ * xtype F32, layout 0. */
 typedef struct ks_kernel {
     uint16_t op, wtype, xtype, layout; /* KS_K_, KS_T_, KS_T_, KS_LAYOUT_; 0 where the op has none */
     int32_t score;                     /* added to the plugin's */

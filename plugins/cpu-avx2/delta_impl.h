@@ -56,18 +56,27 @@ static void delta_gates(const delta_part *t)
     }
 }
 
-/* k of the new rows into the state, turned round. */
+/* k of the new rows into the state, turned round. Rows are far apart in memory: v comes from the cache when it is
+ * needed, and so do q and k of the next chunk. */
 static void delta_keys(const delta_part *t)
 {
     const ks_delta_args *a = t->a;
-    uint32_t kh = t->h / (a->n_v_heads / a->n_k_heads);
+    size_t column = (size_t)(t->h / (a->n_v_heads / a->n_k_heads)) * a->d_k;
     for (uint32_t i = 0; i < t->n; i++) {
-        size_t r = t->row + i;
-        t->mem->x[2 * i] = a->k + r * a->k_stride + (size_t)kh * a->d_k;
-        t->mem->x[2 * i + 1] = a->q + r * a->q_stride + (size_t)kh * a->d_k;
+        size_t r = t->row + i, next = r + t->n < a->n_rows ? r + t->n : a->n_rows - 1;
+        const float *k = a->k + r * a->k_stride + column, *v = a->v + r * a->v_stride + (size_t)t->h * a->d_v;
+        float *to = t->k + t->at + i;
+        t->mem->x[2 * i] = k;
+        t->mem->x[2 * i + 1] = a->q + r * a->q_stride + column;
+        for (uint32_t e = 0; e < a->d_v; e += 16) _mm_prefetch((const char *)(v + e), _MM_HINT_T0);
+        for (uint32_t e = 0; e < a->d_k; e++) {
+            if (e % 16 == 0) {
+                _mm_prefetch((const char *)(a->k + next * a->k_stride + column + e), _MM_HINT_T0);
+                _mm_prefetch((const char *)(a->q + next * a->q_stride + column + e), _MM_HINT_T0);
+            }
+            to[(size_t)e * DELTA_ROWS] = k[e];
+        }
     }
-    for (uint32_t e = 0; e < a->d_k; e++)
-        for (uint32_t i = 0; i < t->n; i++) t->k[(size_t)e * DELTA_ROWS + t->at + i] = t->mem->x[2 * i][e];
 }
 
 /* y[r][0 .. n_v vectors) = x[r] times a block of `cols` columns. */

@@ -44,6 +44,7 @@ static const ks_kernel rows[] = {
     PLAIN(KS_K_ROPE, rope_avx2, ROPE_SCRATCH_BYTES),
     PLAIN(KS_K_GLU, glu_avx2, 0),
     PLAIN(KS_K_MUL, mul_avx2, 0),
+    PLAIN(KS_K_SCORE, score_avx2, 0),
     PLAIN(KS_K_CONV, conv_avx2, 0),
     PLAIN(KS_K_DELTA, delta_avx2, DELTA_SCRATCH_BYTES),
     ATTN(F32, attn_f32_avx2),

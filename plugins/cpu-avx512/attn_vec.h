@@ -103,6 +103,11 @@ KS_INLINE vec v_fma(vec a, vec b, vec c)
     return _mm512_fmadd_ps(a, b, c);
 }
 
+KS_INLINE vec v_sqrt(vec v)
+{
+    return _mm512_sqrt_ps(v);
+}
+
 /* Of a NaN: b. */
 KS_INLINE vec v_min(vec a, vec b)
 {

@@ -29,6 +29,7 @@ static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_avx512", .fn = quant_avx512 },
     { .op = KS_K_GLU, .xtype = KS_T_F32, .name = "glu_avx512", .fn = glu_avx512 },
     { .op = KS_K_NORM, .xtype = KS_T_F32, .name = "norm_avx512", .fn = norm_avx512 },
+    { .op = KS_K_SCORE, .xtype = KS_T_F32, .name = "score_avx512", .fn = score_avx512 },
     { .op = KS_K_MUL, .xtype = KS_T_F32, .name = "mul_avx512", .fn = mul_avx512 },
     { .op = KS_K_CONV, .xtype = KS_T_F32, .name = "conv_avx512", .fn = conv_avx512 },
     { .op = KS_K_DELTA,

@@ -5,6 +5,7 @@
 #include <krasis/kernels.h>
 
 void quant_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void score_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void mul_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void conv_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void delta_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);

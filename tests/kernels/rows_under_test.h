@@ -25,6 +25,7 @@ static inline const ks_kernel *find_row(const ks_plugin *p, uint32_t op, uint32_
     X(rope, KS_K_ROPE, 0)                            \
     X(glu, KS_K_GLU, 0)                              \
     X(mul, KS_K_MUL, 0)                              \
+    X(scores, KS_K_SCORE, 0)                         \
     X(convolution, KS_K_CONV, 0)                     \
     X(delta_rule, KS_K_DELTA, 0)                     \
     X(attention_over_f32, KS_K_ATTN, KS_T_F32)       \

@@ -329,6 +329,7 @@ int ks_kernel_suite_run(const ks_kernel *row, const ks_kernel *ref, uint64_t see
     case KS_K_STORE: return suite_store(&s);
     case KS_K_MATMUL_T: return suite_matmul_t(&s);
     case KS_K_MUL: return suite_mul(&s);
+    case KS_K_SCORE: return suite_score(&s);
     case KS_K_CONV: return suite_conv(&s);
     case KS_K_DELTA: return suite_delta(&s);
     default: return suite_fail(&s, -1, "op %u is unknown to this suite", row->op);

@@ -75,6 +75,7 @@ int suite_attn(suite *s);
 int suite_store(suite *s);
 int suite_matmul_t(suite *s);
 int suite_mul(suite *s);
+int suite_score(suite *s);
 int suite_conv(suite *s);
 int suite_delta(suite *s);
 

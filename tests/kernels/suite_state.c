@@ -1,5 +1,5 @@
-/* MUL, and the ops that keep a state: CONV and DELTA, whose bits must not depend on how a sequence is cut into pieces
- * either. Inputs and evaluation, in double or as a scalar float program. Not thread-safe. */
+/* MUL and SCORE, and the ops that keep a state: CONV and DELTA, whose bits must not depend on how a sequence is cut
+ * into pieces either. Inputs and evaluation, in double or as a scalar float program. Not thread-safe. */
 #include "suite.h"
 
 #include <math.h>
@@ -76,6 +76,72 @@ int suite_mul(suite *s)
     for (uint32_t act = KS_ACT1_NONE; act <= KS_ACT1_SILU; act++)
         for (uint32_t i = 0; !rc && i < sizeof shapes / sizeof shapes[0]; i++)
             rc = mul_case(s, act, shapes[i][0], shapes[i][1], scales[suite_below(s, 4)]);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------------------ score */
+
+static uint32_t score_unit(const void *args, uint32_t b, size_t i)
+{
+    const ks_score_args *a = args;
+    (void)b;
+    return i % a->y_stride < a->n ? (uint32_t)(i / a->y_stride) : UINT32_MAX;
+}
+
+static void softmax(const float *x, uint32_t n, bool single, double *ret_y, double *ret_mag)
+{
+    double max = (double)x[0], sum = 0;
+    for (uint32_t i = 1; i < n; i++) max = fmax(max, (double)x[i]);
+    for (uint32_t i = 0; i < n; i++) sum = R(sum + R(exp(R((double)x[i] - max))));
+    for (uint32_t i = 0; i < n; i++) {
+        ret_y[i] = R(R(exp(R((double)x[i] - max))) / sum);
+        ret_mag[i] = ret_y[i] * (1 + max - (double)x[i]) + 1e-36;
+    }
+}
+
+static void eval_score(const void *args, bool single, double *ret_y, double *ret_mag)
+{
+    const ks_score_args *a = args;
+    for (uint32_t r = 0; r < a->n_rows; r++) {
+        const float *x = a->x + r * a->x_stride;
+        double *y = ret_y + r * a->y_stride, *mag = ret_mag + r * a->y_stride;
+        if (a->kind == KS_SCORE_SOFTMAX) softmax(x, a->n, single, y, mag);
+        for (uint32_t i = 0; i < a->n && a->kind != KS_SCORE_SOFTMAX; i++) {
+            double v = (double)x[i], e = R(log1p(R(exp(-fabs(v)))));
+            y[i] = a->kind == KS_SCORE_SIGMOID ? act1(KS_ACT1_SIGMOID, v, single, &mag[i]) : R(sqrt(R(fmax(v, 0) + e)));
+            if (a->kind != KS_SCORE_SIGMOID) mag[i] = y[i] * (1 + fabs(v)) + 1e-15; /* e^v leaves float below -103 */
+        }
+    }
+}
+
+static int score_case(suite *s, uint32_t kind, uint32_t n, float scale)
+{
+    uint32_t n_rows = 1 + suite_below(s, 5);
+    bool in_place = suite_below(s, 2);
+    ks_score_args a = { .size = sizeof a, .kind = kind, .n_rows = n_rows, .n = n, .x_stride = n + suite_below(s, 9) };
+    a.y_stride = in_place ? a.x_stride : n + suite_below(s, 9);
+    size_t n_x = (n_rows - 1) * a.x_stride + n;
+    float *x = in_place ? suite_output(s, "x", n_x * 4) : suite_input(s, "x", n_x * 4);
+    suite_normals(s, x, n_x, scale);
+    a.x = x;
+    a.y = in_place ? x : suite_output(s, "y", ((n_rows - 1) * a.y_stride + n) * 4);
+    (void)snprintf(s->what, sizeof s->what, "kind %u, %u columns, %u rows%s, scale %g", kind, n, n_rows,
+                   in_place ? " in place" : "", (double)scale);
+    suite_case c = { .args = &a, .n_units = n_rows, .elem_bytes = 4, .unit_of = score_unit, .eval = eval_score };
+    c.eps = 0x1p-22;
+    int rc = suite_check(s, &c);
+    suite_free(s);
+    return rc;
+}
+
+int suite_score(suite *s)
+{
+    static const uint32_t widths[] = { 1, 4, 8, 10, 16, 31, 64, 128, 160, 512 };
+    static const float scales[] = { 1.0f, 0.01f, 10.0f, 60.0f };
+    int rc = 0;
+    for (uint32_t kind = KS_SCORE_SOFTMAX; kind <= KS_SCORE_SQRT_SOFTPLUS; kind++)
+        for (uint32_t i = 0; !rc && i < sizeof widths / sizeof widths[0]; i++)
+            rc = score_case(s, kind, widths[i], scales[suite_below(s, 4)]);
     return rc;
 }
 
