@@ -1,7 +1,8 @@
 /* krasis serve: loads the model, starts the frontends, waits for a signal, stops in order.
  *
  * SIGTERM or SIGINT: new requests are refused, running ones may end within --shutdown-timeout, then they are
- * cancelled; exit code 0. A second signal cancels at once. Signals are blocked before any thread exists and
+ * cancelled; exit code 0. A second signal cancels at once. A GPU that is lost for good (--gpu-failure stop) ends it the
+ * same way, with exit code 1. Signals are blocked before any thread exists and
  * taken by sigwaitinfo here, so no handler runs anywhere. While the model loads, which may take minutes and leaves
  * nothing torn, a watcher takes them and ends the process. */
 #include "app/bench.h"
@@ -10,12 +11,12 @@
 #include "base/base.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
 #define SAVE_EVERY_S 600
+#define TICKS_S 4u /* how often a second the engine is asked whether it still has a device */
 
 static void block_signals(sigset_t *set)
 {
@@ -72,14 +73,17 @@ static void each_frontend(ks_app *a, bool drain)
     }
 }
 
-/* Waits for a signal, and saves from time to time what was learnt about the experts. */
-static int wait_for_signal(ks_app *a, const sigset_t *set)
+/* Waits for a signal (0: the device is lost for good, see *err), and saves from time to time what was learnt about the
+ * experts. */
+static int wait_for_signal(ks_app *a, const sigset_t *set, ks_err *err)
 {
-    const struct timespec span = { .tv_sec = SAVE_EVERY_S };
-    int sig;
-    while ((sig = sigtimedwait(set, NULL, &span)) < 0)
-        if (errno == EAGAIN) ks_heat_save(a);
-    return sig;
+    const struct timespec tick = { .tv_nsec = 1000000000 / TICKS_S };
+    for (uint64_t n = 1;; n++) {
+        int sig = sigtimedwait(set, NULL, &tick);
+        if (sig > 0) return sig;
+        if (ks_engine_lost(a->engine, err)) return 0;
+        if (n % (SAVE_EVERY_S * TICKS_S) == 0) ks_heat_save(a);
+    }
 }
 
 static void shut_down(ks_app *a, const sigset_t *set)
@@ -111,9 +115,13 @@ int ks_cmd_serve(ks_config *c, ks_cli *cli)
         rc = ks_bench_clients(&a, KS_BENCH_PROMPT_TOKENS, KS_BENCH_NEW_TOKENS, false, &err);
     if (!rc) rc = start_frontends(&a, &err);
     if (!rc) {
-        int sig = wait_for_signal(&a, &set);
+        int sig = wait_for_signal(&a, &set, &err);
+        rc = sig ? 0 : err.code;
         ks_log(KS_LOG_INFO, "serve", "%s: no new requests, running ones get %lld ms (--shutdown-timeout)",
-               sig == SIGTERM ? "SIGTERM" : "SIGINT", (long long)ks_config_int(c, "shutdown-timeout"));
+               sig == SIGTERM ? "SIGTERM"
+               : sig          ? "SIGINT"
+                              : "the device is lost",
+               (long long)ks_config_int(c, "shutdown-timeout"));
         shut_down(&a, &set);
     }
     each_frontend(&a, false);

@@ -316,6 +316,12 @@ static int use_gpu(ks_app *a, ks_engine_opts *o, ks_err *err)
                                 .main_budget = g.budget };
     mine.device = &ks_split_device_iface;
     mine.device_self = &a->split;
+    if (is(a, "gpu-failure", "stop")) {
+        mine.stop_when_lost = true;
+    } else {
+        mine.fallback = &ks_cpu_device_iface;
+        mine.fallback_self = &a->cpu;
+    }
     *o = mine;
     return 0;
 }

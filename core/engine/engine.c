@@ -15,7 +15,6 @@
 
 #define KS_DEFAULT_RUNNING 32u
 #define KS_DEFAULT_WAITING 256u
-#define KS_DEFAULT_STEP 512u
 #define KS_MAX_KV_BYTES ((uint64_t)4 << 30)
 #define KS_SNAPSHOTS 16u
 #define KS_PROMPT_LOGITS                                                                        \
@@ -147,6 +146,8 @@ static int api_submit(void *engine, const ks_request *rq, const ks_sink *s, uint
     pthread_mutex_lock(&e->mu);
     if (e->quit || e->draining)
         rc = ks_fail(err, KS_E_STATE, "the server is shutting down");
+    else if (e->lost.code)
+        rc = ks_fail(err, e->lost.code, "%s", e->lost.msg);
     else if (e->n_jobs >= e->max_running + e->max_waiting)
         rc =
             ks_fail(err, KS_E_BUSY,
@@ -202,12 +203,12 @@ static int api_stats(void *engine, ks_stats *ret, ks_err *err)
     if (ret->size < sizeof(uint32_t)) return ks_fail(err, KS_E_INVAL, "stats: 'size' of the result is not set");
     pthread_mutex_lock(&e->mu);
     ks_stats s = e->stats;
+    if (e->dev) ks__hot_stats(e, &s); /* under mu: the device may be replaced */
     pthread_mutex_unlock(&e->mu);
     s.size = ret->size;
     s.max_running = e->max_running;
     s.kv_pages_total = e->n_pages;
     s.uptime_s = (double)(ks_now_ns() - e->t_open) / 1e9;
-    ks__hot_stats(e, &s);
     memcpy(ret, &s, KS_MIN((size_t)ret->size, sizeof s));
     return 0;
 }
@@ -327,6 +328,14 @@ int ks_engine_bind(const ks_engine_opts *o, ks_bind *ret, ks_err *err)
     return rc;
 }
 
+int ks__device_open(ks_engine *e, ks_err *err)
+{
+    ks_bind bind = bind_of(e);
+    int rc = e->o.device->open(e->o.device_self, 0, 0, &e->dev, err);
+    if (!rc) rc = e->o.device->bind(e->dev, &bind, err);
+    return rc ? rc : ks__hot_open(e, err);
+}
+
 static int allocate(ks_engine *e, ks_err *err)
 {
     uint32_t rows = e->step_tokens;
@@ -353,10 +362,7 @@ static int allocate(ks_engine *e, ks_err *err)
     }
     int rc = ks_pages_init(&e->pages, e->n_pages, err);
     if (rc) return rc;
-    ks_bind bind = bind_of(e);
-    if ((rc = e->o.device->open(e->o.device_self, 0, 0, &e->dev, err))) return rc;
-    rc = e->o.device->bind(e->dev, &bind, err);
-    return rc ? rc : ks__hot_open(e, err);
+    return ks__device_open(e, err);
 }
 
 int ks_engine_open(const ks_engine_opts *o, ks_engine **ret, ks_err *err)

@@ -19,6 +19,11 @@ typedef struct ks_engine_opts {
     bool chat_developer;     /* the template knows the role "developer" */
     const ks_device_iface *device;
     void *device_self;
+    /* When the device is lost (KS_E_DEVICE) and the requests in flight have their error: another one takes over, or,
+     * with stop_when_lost, nothing is computed any more. Neither: the next step tries it again. */
+    const ks_device_iface *fallback;
+    void *fallback_self;
+    bool stop_when_lost;
     ks_pool *pool;           /* for sampling; also what the CPU device runs on. May be NULL: the engine thread alone */
     const char *name, *path; /* of the model, for clients */
     const char *generation_config; /* text of generation_config.json or NULL */
@@ -27,7 +32,7 @@ typedef struct ks_engine_opts {
     uint64_t kv_bytes; /* of all pages; 0: enough for max_running sequences of n_ctx, at most 4 GiB */
     uint32_t max_running, max_waiting, step_tokens; /* 0: defaults */
     uint32_t stream, stream_layers, share_rows;     /* as in ks_bind */
-    uint32_t place;       /* KS_PLACE_ */
+    uint32_t place;                                 /* KS_PLACE_ */
     const uint64_t *heat; /* (n_layers, n_experts) a heat map to start with, only read by open; NULL: none */
     uint64_t heat_rows;   /* that it was made of, in the same unit */
 } ks_engine_opts;
@@ -47,12 +52,14 @@ void ks_engine_close(ks_engine *e);
 bool ks_engine_drain(ks_engine *e, uint32_t limit_ms);
 /* Cancels all jobs; each still gets its on_done, within one step. [any] */
 void ks_engine_cancel_all(ks_engine *e);
+/* True if the device is lost and none took over: all requests get *ret. [any] */
+bool ks_engine_lost(ks_engine *e, ks_err *ret);
 const ks_engine_api *ks_engine_api_get(void);
 /* Routed pairs since the start by (layer, expert): n_layers x n_experts numbers. KS_E_UNSUPPORTED where the device does
  * not count. [any] */
 KS_MUST_CHECK int ks_engine_heat(ks_engine *e, uint64_t *ret_counts, ks_err *err);
-/* True if the engine has chosen some experts of all that could stay; how many places are taken, and of how many experts.
- * The results may be NULL. [main] */
+/* True if the engine has chosen some experts of all that could stay; how many places are taken, and of how many
+ * experts. The results may be NULL. [main] */
 bool ks_engine_places(const ks_engine *e, uint32_t *ret_slots, uint32_t *ret_experts);
 /* A heat map, in units of 1/KS_HCS_ONE: places the hottest experts; gives the map as it has become. [any] */
 KS_MUST_CHECK int ks_engine_heat_set(ks_engine *e, const uint64_t *counts, uint64_t rows, ks_err *err);

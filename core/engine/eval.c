@@ -75,7 +75,9 @@ int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, u
                        .out_rows = e->out_rows,
                        .logits = logits ? logits + (size_t)done * g->n_vocab : e->logits,
                        .taps = taps };
-        rc = e->o.device->run(e->dev, &b, 0, g->n_ops, err);
+        rc = e->lost.code ? ks_fail(err, e->lost.code, "%s", e->lost.msg)
+                          : e->o.device->run(e->dev, &b, 0, g->n_ops, err);
+        if (rc == KS_E_DEVICE && err) ks__device_lost(e, err);
         ks__hot_rows(e, m);
         for (uint32_t t = 0; !rc && hidden && t < g->n_taps; t++)
             memcpy(hidden + ((size_t)t * n + done) * row, taps + (size_t)t * m * row, m * row * sizeof *taps);

@@ -14,6 +14,7 @@
 #define KS_MAX_CHOICES 16u
 #define KS_MAX_STOPS 16u
 #define KS_NO_SLOT UINT32_MAX
+#define KS_DEFAULT_STEP 512u
 #define KS_EVAL_SEQS 4u /* sequences of ks_engine_eval */
 
 struct ks_job;
@@ -103,6 +104,7 @@ struct ks_engine {
     uint64_t next_id;                                                     /* under mu */
     uint32_t n_jobs;                                                      /* under mu */
     bool quit, draining;                                                  /* under mu */
+    ks_err lost;                                                          /* under mu; code 0: the device works */
     ks_stats stats;                                                       /* under mu */
 
     pthread_mutex_t step_mu; /* held for each step, and by eval */
@@ -140,6 +142,7 @@ KS_MUST_CHECK int ks__generation_defaults(ks_engine *e, const char *json, ks_err
 void ks__pick_all(ks_engine *e);
 /* step.c: admits, composes, runs and samples; false: nothing to do. [engine thread] */
 bool ks__step(ks_engine *e);
+void ks__job_end(ks_engine *e, ks_job *j, int32_t finish, const ks_err *err); /* all its answers */
 void ks__answer_end(ks_engine *e, ks_answer *a, int32_t finish, const ks_err *err);
 void ks__answer_release(ks_engine *e, ks_answer *a);
 /* hot.c */
@@ -150,6 +153,10 @@ void ks__hot_rows(ks_engine *e, uint32_t n_rows);
 void ks__hot_after(ks_engine *e, uint32_t n_rows, uint64_t ns); /* a step that took so long */
 void ks__hot_stats(ks_engine *e, ks_stats *ret);                /* [any] */
 void ks__hot_tell(ks_engine *e);                                /* one line in the log */
+/* lost.c */
+void ks__device_lost(ks_engine *e, const ks_err *why);
+/* engine.c: opens and binds */
+KS_MUST_CHECK int ks__device_open(ks_engine *e, ks_err *err);
 /* engine.c: the last word to the sink; forgets and frees the job. */
 void ks__job_done(ks_engine *e, ks_job *j);
 void ks__wait_append(ks_engine *e, ks_answer *a);

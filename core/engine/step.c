@@ -83,7 +83,7 @@ void ks__answer_end(ks_engine *e, ks_answer *a, int32_t finish, const ks_err *er
     if (--j->n_left == 0) ks__job_done(e, j);
 }
 
-static void end_job(ks_engine *e, ks_job *j, int32_t finish, const ks_err *err)
+void ks__job_end(ks_engine *e, ks_job *j, int32_t finish, const ks_err *err)
 {
     for (uint32_t c = 0, n = j->rq.n; c < n; c++) {
         bool last = j->n_left == 1;
@@ -415,6 +415,7 @@ static void count_step(ks_engine *e, uint64_t t0)
 bool ks__step(ks_engine *e)
 {
     sweep_cancelled(e);
+    while (e->lost.code && e->wait_first) ks__job_end(e, e->wait_first->job, KS_FINISH_ERROR, &e->lost);
     admit(e);
     if (e->n_running == 0) return false;
     deal_rows(e);
@@ -426,7 +427,8 @@ bool ks__step(ks_engine *e)
     int rc = e->o.device->run(e->dev, &b, 0, e->g->n_ops, &err);
     if (rc) {
         ks_log(KS_LOG_ERROR, "engine", "a step of %u rows failed: %s", b.n_rows, err.msg);
-        while (e->n_running) end_job(e, e->running[0]->job, KS_FINISH_ERROR, &err);
+        while (e->n_running) ks__job_end(e, e->running[0]->job, KS_FINISH_ERROR, &err);
+        if (rc == KS_E_DEVICE) ks__device_lost(e, &err);
         return true;
     }
     ks__hot_after(e, b.n_rows, ks_now_ns() - t0);

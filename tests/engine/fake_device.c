@@ -71,7 +71,7 @@ static int fake_bind(void *dev, const ks_bind *b, ks_err *err)
     f->n_slots = b->n_slots;
     f->page = malloc((size_t)b->n_pages * b->page_tok * sizeof *f->page);
     f->slot = calloc(b->n_slots, sizeof *f->slot);
-    if (!f->page || !f->slot) return ks_fail(err, KS_E_NOMEM, "fake device");
+    if (!f->page || !f->slot || f->no_memory) return ks_fail(err, KS_E_NOMEM, "fake device");
     memset(f->page, 0x7f, (size_t)b->n_pages * b->page_tok * sizeof *f->page);
     return 0;
 }

@@ -19,6 +19,7 @@ typedef struct fake {
     pthread_cond_t cond;
     uint64_t steps, rows, max_rows; /* under mu */
     int fail_at;                    /* the step of this number fails; -1: none */
+    bool no_memory;                 /* it cannot be bound */
 } fake;
 
 void fake_init(fake *f, bool recurrent);

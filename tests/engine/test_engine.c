@@ -116,6 +116,8 @@ static const ks_state states[2] = { { .kind = KS_STATE_KV, .k_width = 1, .v_widt
                                     { .kind = KS_STATE_RECURRENT, .floats = 2 } };
 static ks_model model, model_rec;
 static ks_pool *pool; /* of the next engine, if any */
+static fake *spare;   /* takes over in the next engine, if any */
+static bool stops;    /* it stops when its device is lost */
 
 static ks_engine *start(fake *f, bool recurrent, uint32_t n_ctx, uint32_t pages, uint32_t running, uint32_t waiting,
                         uint32_t step)
@@ -131,6 +133,9 @@ static ks_engine *start(fake *f, bool recurrent, uint32_t n_ctx, uint32_t pages,
     ks_engine_opts o = { .model = recurrent ? &model_rec : &model,
                          .device = &fake_iface,
                          .device_self = f,
+                         .fallback = spare ? &fake_iface : NULL,
+                         .fallback_self = spare,
+                         .stop_when_lost = stops,
                          .pool = pool,
                          .name = "fake",
                          .n_ctx = n_ctx,
@@ -395,6 +400,102 @@ static void a_failing_device_ends_the_running_jobs_with_its_message(void **state
     stop(e, &f);
 }
 
+static void take_over(bool recurrent)
+{
+    fake f, g;
+    client a, b, c, d;
+    ks_err err;
+    int32_t p[100];
+    float z[FAKE_VOCAB];
+    fake_init(&g, recurrent);
+    spare = &g;
+    ks_engine *e = start(&f, recurrent, 512, 100, 1, 4, 64);
+    spare = NULL;
+    make_prompt(p, 100, 2);
+    client_init(&a);
+    ks_request r = request(p, 100, 3);
+    ask(e, &a, &r); /* its pages would be found again */
+    expect_answer(&a, 0, p, 100, 3);
+    f.fail_at = (int)f.steps + 2;
+    client_init(&b);
+    client_init(&c);
+    r = request(p, 90, 20);
+    fake_hold(&f, true);
+    begin(e, &b, &r);
+    begin(e, &c, &r); /* one runs at a time: this one waits, and is not hit */
+    fake_hold(&f, false);
+    wait_done(&b);
+    wait_done(&c);
+    assert_int_equal(b.err.code, KS_E_DEVICE);
+    assert_string_equal(b.err.msg, "the fake device fails as asked");
+    assert_int_equal(b.finish[0], KS_FINISH_ERROR);
+    assert_int_equal(c.err.code, 0);
+    expect_answer(&c, 0, p, 90, 20);
+    assert_int_equal(c.usage.cached_tokens, 0); /* what the lost device held is gone */
+    assert_true(g.steps > 0);
+    uint64_t steps = f.steps;
+    client_init(&d);
+    r = request(p, 100, 5);
+    ask(e, &d, &r);
+    expect_answer(&d, 0, p, 100, 5);
+    assert_int_equal(d.usage.cached_tokens, 80); /* and the new one's is found */
+    assert_int_equal(f.steps, steps);
+    assert_false(ks_engine_lost(e, &err));
+    assert_int_equal(ks_engine_eval(e, 0, p, 1, 0, z, NULL, &err), 0);
+    stop(e, &f);
+    fake_fini(&g);
+}
+
+static void another_device_takes_over_from_a_lost_one(void **state)
+{
+    (void)state;
+    take_over(false);
+    take_over(true);
+}
+
+static void without_another_device_everybody_is_told(void **state)
+{
+    (void)state;
+    fake f, g;
+    client a, b, c;
+    ks_err err = { 0 };
+    int32_t p[8];
+    float z[FAKE_VOCAB];
+    make_prompt(p, 8, 2);
+    ks_request r = request(p, 8, 40);
+    for (int broken = 0; broken < 2; broken++) {
+        fake_init(&g, false);
+        g.no_memory = true;
+        spare = broken ? &g : NULL;
+        stops = !broken;
+        ks_engine *e = start(&f, false, 512, 100, 1, 4, 16);
+        spare = NULL;
+        stops = false;
+        const char *msg = broken ? "fake device" : "the fake device fails as asked";
+        f.fail_at = 3;
+        assert_false(ks_engine_lost(e, &err));
+        client_init(&a);
+        client_init(&b);
+        client_init(&c);
+        fake_hold(&f, true);
+        begin(e, &a, &r);
+        begin(e, &b, &r); /* waits */
+        fake_hold(&f, false);
+        wait_done(&a);
+        wait_done(&b);
+        assert_string_equal(a.err.msg, "the fake device fails as asked");
+        assert_string_equal(b.err.msg, msg);
+        assert_true(ks_engine_lost(e, &err));
+        assert_string_equal(err.msg, msg);
+        assert_int_not_equal(submit(e, &c, &r, &err), 0);
+        assert_string_equal(err.msg, msg);
+        assert_int_not_equal(ks_engine_eval(e, 0, p, 8, 0, z, NULL, &err), 0);
+        assert_string_equal(err.msg, msg);
+        stop(e, &f);
+        fake_fini(&g);
+    }
+}
+
 static void a_prompt_beyond_the_context_is_refused_before_any_step(void **state)
 {
     (void)state;
@@ -541,6 +642,8 @@ int main(void)
         cmocka_unit_test(cancel_frees_the_slot_within_one_step),
         cmocka_unit_test(a_sink_that_refuses_is_cancelled),
         cmocka_unit_test(a_failing_device_ends_the_running_jobs_with_its_message),
+        cmocka_unit_test(another_device_takes_over_from_a_lost_one),
+        cmocka_unit_test(without_another_device_everybody_is_told),
         cmocka_unit_test(a_prompt_beyond_the_context_is_refused_before_any_step),
         cmocka_unit_test(bad_requests_name_the_field),
         cmocka_unit_test(a_full_queue_says_busy),

@@ -13,7 +13,8 @@
  *
  * Products of matrices: integers exactly; BF16 in double, rounded once to float.
  *
- * For tests only: one device, one process, any thread. CUDA_EMU_SEED in the environment is the first seed. */
+ * For tests only: one device, one process, any thread. CUDA_EMU_SEED in the environment is the first seed,
+ * CUDA_EMU_LOSE_LAUNCH the first lose_launch: for those who test the program from outside. */
 #ifndef TESTS_CUDA_EMU_H
 #define TESTS_CUDA_EMU_H
 
@@ -31,6 +32,7 @@ typedef struct emu_control {
     uint32_t calls, fail_at;  /* calls that may fail so far; the one that does, 0: none */
     bool lost;                /* every call fails; what was queued is not done */
     bool lose;                /* the failing call loses the device */
+    uint64_t lose_launch;     /* so does the launch of this number; 0: none */
     size_t held, most, limit; /* bytes of device memory; limit 0: all of it */
     /* counters */
     uint32_t n_blocks, n_pinned, n_events, n_streams, n_registered;

@@ -61,12 +61,13 @@ static struct CUstream_st legacy = { .tail = &legacy.head }, *streams = &legacy;
 static void begin(void)
 {
     pthread_mutexattr_t a;
-    const char *seed = getenv("CUDA_EMU_SEED");
+    const char *seed = getenv("CUDA_EMU_SEED"), *lose = getenv("CUDA_EMU_LOSE_LAUNCH");
     if (pthread_mutexattr_init(&a) || pthread_mutexattr_settype(&a, PTHREAD_MUTEX_RECURSIVE) ||
         pthread_mutex_init(&lock, &a))
         emu_fault("no lock");
     emu.seed = seed ? strtoull(seed, NULL, 10) : 0;
     state = emu.seed;
+    emu.lose_launch = lose ? strtoull(lose, NULL, 10) : 0;
 }
 
 void emu_lock(void)
@@ -186,6 +187,7 @@ void emu_seed(uint64_t seed)
 {
     emu_lock();
     emu_finish_all();
+    emu_memory_shut();
     emu.seed = seed;
     state = seed;
     emu_unlock();
@@ -340,7 +342,7 @@ void emu_launch(const char *name, const void *kernel, emu_dim grid, emu_dim bloc
         free(o);
     } else {
         look_for_host_pointers(name, o->more, bytes / 8);
-        emu.n_launches++;
+        if (++emu.n_launches == emu.lose_launch) emu.lost = true;
         queue(s, o);
     }
     emu_unlock();
