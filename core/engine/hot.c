@@ -65,7 +65,8 @@ static int make(ks_engine *e, uint32_t *experts, uint32_t *slots, ks_err *err)
     if (e->o.heat) ks_hcs_seed(h->hcs, e->o.heat, e->o.heat_rows);
     rc = settle(e, err);
     h->adapt = h->adapt && s.expert_slots && !ks_hcs_holds_all(h->hcs);
-    return rc;
+    h->told.size = sizeof h->told;
+    return rc ? rc : e->o.device->stats(e->dev, &h->told, err);
 }
 
 int ks__hot_open(ks_engine *e, ks_err *err)
@@ -86,6 +87,7 @@ void ks__hot_close(ks_engine *e)
 {
     ks_hcs_free(e->hot.hcs);
     free(e->hot.counts);
+    e->hot = (ks_hot) { .rows = e->hot.rows };
 }
 
 /* ---- after a step */
