@@ -1,7 +1,7 @@
-/* The host side of the CUDA device on a fake runtime: what moves over the link, where experts are, and that every call
- * that fails is an error with a message and leaves nothing behind. */
+/* The host side of the CUDA device on the emulated GPU: what moves over the link, where experts are, and that every
+ * call that fails is an error with a message and leaves nothing behind. */
 #include "device.h"
-#include "fake_cuda.h"
+#include "emu.h"
 #include "graph/fixture.h"
 #include "iface.h"
 #include "support/golden_ckpt.h"
@@ -42,6 +42,7 @@ static int set_up(void **state)
     ks_err err;
     (void)state;
     fx_use_device(choose);
+    emu_seed(1); /* what is sent has landed when the call returns: the tests count */
     if (!ks_golden_write(KS_SOURCE_DIR "/tests/golden/qwen3_moe", "qwen3_moe", &err)) return 0;
     print_error("%s\n", err.msg);
     return -1;
@@ -50,7 +51,7 @@ static int set_up(void **state)
 static int open_with(fixture *f, int64_t resident, int64_t ring, ks_err *err)
 {
     options = (cu_options) { .resident = resident, .ring = ring };
-    fake = (fake_cuda) { .fail_at = fake.fail_at, .limit = fake.limit };
+    emu.calls = 0;
     return fx_open(f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, err);
 }
 
@@ -71,8 +72,8 @@ static int step(fixture *f, uint32_t n, ks_err *err)
 
 static void nothing_is_left(void)
 {
-    assert_int_equal(fake.held, 0);
-    assert_int_equal(fake.n_blocks + fake.n_pinned + fake.n_events + fake.n_streams + fake.n_registered, 0);
+    assert_int_equal(emu.held, 0);
+    assert_int_equal(emu.n_blocks + emu.n_pinned + emu.n_events + emu.n_streams + emu.n_registered, 0);
 }
 
 static uint64_t bytes_of_step(fixture *f, uint32_t n)
@@ -197,14 +198,14 @@ static void the_resident_set_never_exceeds_the_budget(void **state)
     ks_device_stats s = { .size = sizeof s };
     (void)state;
     must(open_with(&f, 6, 2, &err), &err);
-    size_t held = fake.held;
+    size_t held = emu.held;
     for (uint32_t i = 0; i < 10000; i++) {
         x = x * 6364136223846793005u + 1442695040888963407u;
         uint32_t layer = (uint32_t)(x >> 33) % LAYERS(&f), expert = (uint32_t)(x >> 40) % EXPERTS(&f);
         int rc = place(&f, layer, expert, x >> 63, &err);
         assert_true(rc == 0 || rc == KS_E_LIMIT);
         if (i % 50 == 0) must(step(&f, 8, &err), &err);
-        assert_int_equal(fake.held, held);
+        assert_int_equal(emu.held, held);
         must(f.iface->stats(f.dev, &s, &err), &err);
         assert_true(s.experts_resident <= s.expert_slots && s.expert_slots == 6);
     }
@@ -217,12 +218,12 @@ static void too_little_memory_says_what_did_not_fit(void **state)
     ks_err err;
     fixture f;
     (void)state;
-    fake.limit = 1 << 20;
+    emu.limit = 1 << 20;
     assert_int_equal(open_with(&f, -1, 0, &err), KS_E_NOMEM);
     assert_non_null(strstr(err.msg, "GPU 0"));
     assert_non_null(strstr(err.msg, "--vram-limit"));
     fx_close(&f);
-    fake.limit = 0;
+    emu.limit = 0;
     nothing_is_left();
 }
 
@@ -234,10 +235,10 @@ static void every_failed_call_is_an_error_and_leaves_nothing_behind(void **state
     (void)state;
     for (bool more = true; more; n += n < 60 ? 1 : 7) {
         fixture f;
-        fake.fail_at = n;
+        emu.fail_at = n;
         int rc = open_with(&f, 3, 2, &err);
         if (!rc) rc = step(&f, 32, &err);
-        more = fake.calls >= n;
+        more = emu.calls >= n;
         if (rc) {
             failed++;
             assert_true(rc < 0 && err.msg[0]);
@@ -251,7 +252,7 @@ static void every_failed_call_is_an_error_and_leaves_nothing_behind(void **state
         fx_close(&f);
         nothing_is_left();
     }
-    fake.fail_at = 0;
+    emu.fail_at = 0;
     print_message("  %u failures, %u devices retired in a step\n", failed, retired);
     assert_true(failed > 50 && retired > 5);
 }

@@ -33,7 +33,7 @@ typedef struct emu_control {
     bool lost;                /* every call fails; what was queued is not done */
     bool lose;                /* the failing call loses the device */
     uint64_t lose_launch;     /* so does the launch of this number; 0: none */
-    size_t held, most, limit; /* bytes of device memory; limit 0: all of it */
+    size_t held, most, limit; /* bytes; limit: of cudaMalloc, as if others had the rest, unasked; 0: none */
     /* counters */
     uint32_t n_blocks, n_pinned, n_events, n_streams, n_registered;
     uint64_t n_launches, n_copies;

@@ -30,7 +30,8 @@ void emu_fault(const char *fmt, ...) __attribute__((format(printf, 1, 2), noretu
 
 /* memory.c */
 void emu_memory_open(void);                      /* kernels and copies may touch device memory */
-void emu_memory_close(void);                     /* nobody may */
+void emu_memory_close(void);                     /* nobody may, from some time on */
+void emu_memory_shut(void);                      /* from now on */
 bool emu_is_device(const void *p, size_t bytes); /* all of it in one allocation */
 bool emu_is_pinned(const void *p, size_t bytes);
 bool emu_touches_device(const void *p);

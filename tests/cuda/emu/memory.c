@@ -19,7 +19,8 @@
 #define PAGE ((size_t)4096)
 #define ALIGN ((size_t)256)
 #define SPOIL_BYTES ((size_t)4 << 20) /* at both ends of what is larger */
-#define SPOILED 0xff                  /* a NaN, an index that does not exist */
+#define CLOSE_EVERY 32u
+#define SPOILED 0xff /* a NaN, an index that does not exist */
 
 typedef struct block {
     uint8_t *p, *map;
@@ -38,6 +39,7 @@ static size_t region_used;
 static block *blocks; /* ascending */
 static range *ranges;
 static uint32_t n_blocks, cap_blocks, n_ranges, cap_ranges, n_new, opened;
+static bool ajar; /* not shut, though nothing runs */
 
 static size_t round_up(size_t n, size_t to)
 {
@@ -49,16 +51,24 @@ static void protect(const block *b, int how)
     if (mprotect(b->map, b->map_bytes, how)) emu_fault("mprotect: %s", strerror(errno));
 }
 
+/* To shut the door takes longer than a small kernel: what the host may not touch, it may not touch now and then. */
 void emu_memory_open(void)
 {
-    if (opened++) return;
+    if (opened++ || ajar) return;
     for (uint32_t i = 0; i < n_blocks; i++) protect(&blocks[i], PROT_READ | PROT_WRITE);
+    ajar = true;
 }
 
 void emu_memory_close(void)
 {
-    if (--opened) return;
+    static uint32_t n;
+    if (--opened == 0 && ++n % CLOSE_EVERY == 0) emu_memory_shut();
+}
+
+void emu_memory_shut(void)
+{
     for (uint32_t i = 0; i < n_blocks; i++) protect(&blocks[i], PROT_NONE);
+    ajar = false;
 }
 
 static block *find(const void *p)
@@ -140,7 +150,7 @@ static cudaError_t new_block(void **ret, size_t bytes)
     b->p = b->map + map_bytes - round_up(bytes, ALIGN);
     region_used += map_bytes + PAGE;
     n_new++;
-    if (opened) protect(b, PROT_READ | PROT_WRITE);
+    if (ajar) protect(b, PROT_READ | PROT_WRITE);
     ASAN_POISON_MEMORY_REGION(b->map, map_bytes);
     ASAN_UNPOISON_MEMORY_REGION(b->p, bytes);
     *ret = b->p;
@@ -286,7 +296,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
     emu_lock();
     cudaError_t rc = emu_may_fail(cudaErrorUnknown);
     *total = TOTAL_BYTES;
-    *free_bytes = (emu.limit ? emu.limit : TOTAL_BYTES) - emu.held;
+    *free_bytes = TOTAL_BYTES - emu.held;
     emu_unlock();
     return rc;
 }
