@@ -19,6 +19,8 @@
 #define LOG "server.log"
 #define MAX_ARGS 40
 
+const char *server_root;
+
 static void read_log(server_proc *p)
 {
     FILE *file = fopen(LOG, "r");
@@ -30,7 +32,12 @@ static void read_log(server_proc *p)
 void server_spawn(server_proc *p, const char *const *args)
 {
     const char *argv[MAX_ARGS] = { KS_BUILD_DIR "/krasis", "serve", "--plugin-dir", KS_BUILD_DIR "/plugins" };
+    char program[1024];
     int n = 4;
+    if (server_root) {
+        (void)snprintf(program, sizeof program, "%s/krasis", server_root);
+        argv[0] = program;
+    }
     for (; *args; args++) {
         assert_true(n < MAX_ARGS - 1);
         argv[n++] = *args;

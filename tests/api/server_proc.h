@@ -13,6 +13,8 @@ typedef struct server_proc {
     char log[16384];   /* stderr so far, as of the last call */
 } server_proc;
 
+/* Folder of the program and of its folder `plugins`; NULL: the build. */
+extern const char *server_root;
 /* krasis serve with the build's plugins and these further arguments; the last is NULL. */
 void server_spawn(server_proc *p, const char *const *args);
 void server_wait_listening(server_proc *p, uint32_t limit_ms); /* fails the test if it ends before */
