@@ -4,7 +4,7 @@
 
 #include "base/base.h"
 
-#define DRAW_COST 64u   /* of a logit where a token is drawn: an exponential or two, against one comparison */
+#define DRAW_COST 8u    /* of a logit where a token is drawn: an exponential or two, against one comparison */
 #define FORK_COST 8192u /* comparisons, a few microseconds */
 
 static void pick_one(ks_engine *e, ks_answer *a, uint32_t worker)

@@ -1,5 +1,6 @@
 /* Sampling: limits, order of the rules, frequencies, determinism. */
 #include "base/base.h"
+#include "engine/exp4.h"
 #include "engine/sample.h"
 #include <math.h>
 
@@ -225,6 +226,116 @@ static void logprobs_are_the_log_softmax(void **state)
     assert_float_equal(top[2].logit, 2 - log(sum), 1e-6);
 }
 
+static void exponentials_are_within_two_units_of_the_last_place(void **state)
+{
+    double worst = 0;
+    (void)state;
+    for (uint32_t bits = 0x80000000u; bits < 0xc2ae0000u; bits += 997) { /* -0 .. -87 */
+        float x, got[4];
+        memcpy(&x, &bits, sizeof x);
+        _mm_storeu_ps(got, ks__exp4(_mm_setr_ps(0, x, -1, x)));
+        assert_true(got[0] == 1 && memcmp(&got[1], &got[3], sizeof *got) == 0); /* whatever lies beside it */
+        double want = exp((double)x), ulp = exp2(floor(log2(want)) - 23);
+        worst = fmax(worst, fabs((double)got[1] - want) / ulp);
+    }
+    print_message("worst error: %.3f ulp\n", worst);
+    assert_true(worst < 2);
+    float none[4];
+    _mm_storeu_ps(none, ks__exp4(_mm_setr_ps(-87.5f, -INFINITY, NAN, -1e30f)));
+    for (int i = 0; i < 4; i++) assert_true(none[i] == 0);
+}
+
+/* ---- against one comparison, one exponential after the other */
+
+#define MANY 5003u
+
+static const float *order_by; /* qsort has no argument for it */
+
+static int by_logit(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return order_by[x] > order_by[y] ? -1 : order_by[x] < order_by[y] ? 1 : x - y;
+}
+
+/* Is `id` what number u of [0, 1) draws? The sums of floats may be off by some 1e-6. */
+static void check_draw(const ks_sampler *s, const float *z, double u, int32_t id)
+{
+    static int32_t ids[MANY];
+    static double w[MANY];
+    uint32_t k = s->top_k > 0 && (uint32_t)s->top_k < MANY ? (uint32_t)s->top_k : MANY, m = 0;
+    bool cut = k < MANY || s->top_p < 1;
+    double total = 0, kept = 0, before = 0;
+    for (uint32_t i = 0; i < MANY; i++) ids[i] = (int32_t)i;
+    order_by = z;
+    qsort(ids, MANY, sizeof *ids, by_logit);
+    double top = (double)z[ids[0]];
+    if (!cut)
+        for (uint32_t i = 0; i < MANY; i++) ids[i] = (int32_t)i;
+    for (uint32_t i = 0; i < k; i++) total += w[i] = exp(((double)z[ids[i]] - top) / (double)s->temperature);
+    for (; m < k && !(cut && m > 0 && (kept >= (double)s->top_p * total || w[m] < (double)s->min_p)); m++) {
+        if (w[m] < (double)s->min_p) w[m] = 0;
+        kept += w[m];
+    }
+    for (uint32_t i = 0; i < m; i++) {
+        if (ids[i] == id && w[i] > 0) {
+            if (u * kept < before - 1e-5 * kept || u * kept > before + w[i] + 1e-5 * kept)
+                fail_msg("u %g of %g, token %d has %g to %g", u * kept, kept, id, before, before + w[i]);
+            return;
+        }
+        before += w[i];
+    }
+    fail_msg("token %d is not among the %u that may be drawn", id, m);
+}
+
+static void many_tokens_are_drawn_as_one_after_the_other_would_be(void **state)
+{
+    static const int32_t ks[] = { 0, 0, 2, 17, 40, 1000, MANY - 1, MANY, 0 };
+    static const float ps[] = { 1, 0.9f, 0.5f, 0.999f, 0, 1, 0.95f }, mins[] = { 0, 0, 0.05f, 1, 1e-4f };
+    static const float temperatures[] = { 1, 0.7f, 2, 0.05f };
+    static float z[MANY], own[MANY];
+    static ks_cand cand[MANY];
+    uint32_t x = 9;
+    (void)state;
+    for (uint32_t round = 0; round < 1500; round++) {
+        ks_sampling p = plain();
+        ks_sampler s;
+        p.top_k = ks[round % KS_COUNT(ks)];
+        p.top_p = ps[round % KS_COUNT(ps)];
+        p.min_p = mins[round % KS_COUNT(mins)];
+        p.temperature = temperatures[round / 3 % KS_COUNT(temperatures)];
+        float spread = round % 2 ? 3.0f : 0.5f, at = (float)(round % 5) * 200.0f - 400.0f;
+        for (uint32_t i = 0; i < MANY; i++) { /* ties, too */
+            x = x * 1664525u + 1013904223u;
+            z[i] = at + spread * logf((float)((x >> 20) + 1) / 4097.0f) * -0.5f;
+        }
+        for (uint32_t i = round % 7; i < MANY; i += 700) z[i] = -INFINITY;
+        assert_int_equal(ks_sampler_init(&s, &p, MANY, MANY, round, NULL), 0);
+        double u = (double)((s.rng[0] + s.rng[1]) >> 11) * 0x1p-53;
+        check_draw(&s, z, u, ks_sample(&s, z, own, cand));
+        ks_sampler_fini(&s);
+    }
+}
+
+static void logits_that_are_no_numbers_are_not_drawn(void **state)
+{
+    float z[V] = { NAN, 1, NAN, 2, NAN, NAN, -INFINITY, NAN }, own[V];
+    ks_cand cand[V], top[V];
+    (void)state;
+    for (uint32_t i = 0; i < 60; i++) {
+        ks_sampling p = plain();
+        ks_sampler s;
+        p.top_k = i % 3 == 0 ? 4 : 0;
+        p.top_p = i % 3 == 1 ? 0.9f : 1;
+        assert_int_equal(ks_sampler_init(&s, &p, V, V, i, NULL), 0);
+        int32_t id = ks_sample(&s, z, own, cand);
+        assert_true(id == 1 || id == 3);
+        ks_sampler_fini(&s);
+    }
+    float lp = ks_logprobs(z, V, 3, V, cand, top);
+    assert_true(fabsf(lp + logf(1 + expf(-1))) < 1e-6f);
+    assert_true(top[0].id == 3 && top[1].id == 1 && top[2].id == 6 && isnan(top[3].logit));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -240,6 +351,9 @@ int main(void)
         cmocka_unit_test(a_seed_repeats),
         cmocka_unit_test(the_models_defaults_stand_behind_the_request),
         cmocka_unit_test(logprobs_are_the_log_softmax),
+        cmocka_unit_test(exponentials_are_within_two_units_of_the_last_place),
+        cmocka_unit_test(many_tokens_are_drawn_as_one_after_the_other_would_be),
+        cmocka_unit_test(logits_that_are_no_numbers_are_not_drawn),
     };
     return cmocka_run_group_tests_name("sample", tests, NULL, NULL);
 }
