@@ -6,13 +6,14 @@
 #include "device/hcs.h"
 
 #include "base/base.h"
+#include <math.h>
 #include <string.h>
 
 #define CHOICES 64u /* swaps thought of at a time: more than the link carries between two counts */
 #define TINY 1e-20f /* below it a frequency is 0: no denormal numbers in the pass */
 /* A half-life in rows as decay per row: 2^(-1/rows). */
 #define SLOW_DECAY 0.99983078893193
-#define FAST_DECAY 0.99729605608547
+#define FAST_DECAY 0.99459942348363
 /* The weight of all rows ever, decayed: half-life / ln 2. */
 #define SLOW_FULL (KS_HCS_SLOW_ROWS * 1.44269504f)
 #define FAST_FULL (KS_HCS_FAST_ROWS * 1.44269504f)
@@ -32,6 +33,7 @@ struct ks_hcs {
     uint32_t n_layers, n_experts, n_units, capacity, used, total;
     uint32_t *experts, *slots; /* (n_layers) */
     float *slow, *fast;        /* (n_units) decayed uses */
+    float *score;              /* (n_experts) of the layer that is counted */
     float slow_rows, fast_rows;
     uint64_t *last, last_rows; /* what was counted before */
     uint8_t *resident;         /* (n_units) */
@@ -49,11 +51,12 @@ static int alloc(ks_hcs *h)
     h->slots = ks_calloc(h->n_layers, sizeof *h->slots);
     h->slow = ks_calloc(h->n_units, sizeof *h->slow);
     h->fast = ks_calloc(h->n_units, sizeof *h->fast);
+    h->score = ks_calloc(h->n_experts, sizeof *h->score);
     h->last = ks_calloc(h->n_units, sizeof *h->last);
     h->resident = ks_calloc(h->n_units, sizeof *h->resident);
     h->order = ks_calloc(h->n_units, sizeof *h->order);
     h->changes = ks_calloc(h->n_units, 2 * sizeof *h->changes);
-    return h->experts && h->slots && h->slow && h->fast && h->last && h->resident && h->order && h->changes
+    return h->experts && h->slots && h->slow && h->fast && h->score && h->last && h->resident && h->order && h->changes
                ? 0
                : KS_E_NOMEM;
 }
@@ -88,7 +91,7 @@ int ks_hcs_new(const ks_hcs_opts *o, ks_hcs **ret, ks_err *err)
 void ks_hcs_free(ks_hcs *h)
 {
     if (!h) return;
-    void *parts[] = { h->experts, h->slots, h->slow, h->fast, h->last, h->resident, h->order, h->changes };
+    void *parts[] = { h->experts, h->slots, h->slow, h->fast, h->score, h->last, h->resident, h->order, h->changes };
     for (size_t i = 0; i < KS_COUNT(parts); i++) free(parts[i]);
     free(h);
 }
@@ -251,25 +254,33 @@ void ks_hcs_base(ks_hcs *h, const uint64_t *counts, uint64_t rows)
 
 struct pass {
     float slow, fast, weight;
-    size_t most; /* uses that one unit can have had */
+    uint32_t most; /* uses that one unit can have had */
 };
 
+/* Two loops: the first has no branches, and is vectorised. */
 static void count_layer(ks_hcs *h, uint32_t layer, const uint64_t *counts, const struct pass *p)
 {
-    uint32_t first = layer * h->n_experts;
+    uint32_t first = layer * h->n_experts, n = h->experts[layer];
     struct scale k = scale_of(h, layer);
-    for (uint32_t u = first; u < first + h->experts[layer]; u++) {
-        uint64_t add = counts[u] > h->last[u] ? counts[u] - h->last[u] : 0;
-        float uses = (float)(int64_t)KS_MIN(add, p->most) * p->weight;
-        h->last[u] = counts[u];
-        h->slow[u] = flush(h->slow[u] * p->slow + uses);
-        h->fast[u] = flush(h->fast[u] * p->fast + uses);
-        float score = h->slow[u] * k.s + h->fast[u] * k.f;
-        if (h->resident[u]) {
-            if (h->out.n < CHOICES || score < h->out.at[0].score) offer(&h->out, -1, score, u);
-        } else if (score > KS_HCS_MARGIN && (h->in.n < CHOICES || score > h->in.at[0].score)) {
-            offer(&h->in, 1, score, u);
-        }
+    float *slow = h->slow + first, *fast = h->fast + first, *score = h->score;
+    uint64_t *last = h->last + first;
+    counts += first;
+    for (uint32_t e = 0; e < n; e++) {
+        uint64_t add = counts[e] - last[e];
+        int32_t uses = (int32_t)(counts[e] <= last[e] ? 0 : add < p->most ? (uint32_t)add : p->most);
+        float f = (float)uses * p->weight;
+        last[e] = counts[e];
+        slow[e] = flush(slow[e] * p->slow + f);
+        fast[e] = flush(fast[e] * p->fast + f);
+        score[e] = slow[e] * k.s + fast[e] * k.f;
+    }
+    float coldest = h->out.n < CHOICES ? INFINITY : h->out.at[0].score;
+    float hottest = h->in.n < CHOICES ? KS_HCS_MARGIN : h->in.at[0].score;
+    for (uint32_t e = 0; e < n; e++) {
+        if (h->resident[first + e] ? score[e] >= coldest : score[e] <= hottest) continue;
+        offer(h->resident[first + e] ? &h->out : &h->in, h->resident[first + e] ? -1 : 1, score[e], first + e);
+        coldest = h->out.n < CHOICES ? INFINITY : h->out.at[0].score;
+        hottest = h->in.n < CHOICES ? KS_HCS_MARGIN : h->in.at[0].score;
     }
 }
 
@@ -285,7 +296,8 @@ void ks_hcs_count(ks_hcs *h, const uint64_t *counts, uint64_t rows)
     h->in.n = h->out.n = h->next_in = h->next_out = 0;
     for (uint32_t l = 0; l < h->n_layers; l++) {
         if (!h->slots[l]) continue;
-        if (!ks_mul_size(new_rows, h->slots[l], &p.most) || p.most > INT64_MAX) p.most = INT64_MAX;
+        size_t most;
+        p.most = ks_mul_size(new_rows, h->slots[l], &most) && most < INT32_MAX ? (uint32_t)most : INT32_MAX;
         count_layer(h, l, counts, &p);
     }
     sort(&h->in, 1);

@@ -15,8 +15,8 @@
 
 /* How the numbers were found is in docs/cuda.md, "Which experts stay". */
 #define KS_HCS_SLOW_ROWS 4096u /* half-lives, in rows */
-#define KS_HCS_FAST_ROWS 256u
-#define KS_HCS_FAST_PART 0.25f     /* of the score */
+#define KS_HCS_FAST_ROWS 128u
+#define KS_HCS_FAST_PART 0.5f      /* of the score */
 #define KS_HCS_FACTOR 1.25f        /* hotter than who goes by this factor ... */
 #define KS_HCS_MARGIN (1 / 1024.f) /* ... and by so many uses a row: an upload pays for itself within 1024 rows */
 #define KS_HCS_STEP_ROWS 256u      /* one count weighs at most as much as so many rows: prompts do not drown answers */

@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include <inttypes.h>
 
-#define COUNT_STEPS 8u         /* steps from one look at the counts to the next ... */
+#define COUNT_STEPS 16u        /* steps from one look at the counts to the next ... */
 #define COUNT_ROWS 256u        /* ... or rows */
 #define LINK_PART 0.04         /* of the link's time is for uploads */
 #define UNKNOWN_LINK_SLOTS 2.0 /* uploads a step where the link's rate is not known */
