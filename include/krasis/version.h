@@ -20,7 +20,7 @@
 #define KRASIS_VERSION_H
 
 #define KS_ABI_MAJOR 1
-#define KS_ABI_MINOR 1
+#define KS_ABI_MINOR 2
 
 #define KS_VERSION "0.1.0"
 
