@@ -78,42 +78,54 @@ int cu_plan_fits(const cu_dev *d, ks_err *err)
         d->index, (double)bytes / 1e6, parts, (double)d->budget / 1e6);
 }
 
-static int missing(const cu_dev *d, const char *what, uint64_t n, size_t bytes, uint64_t left, ks_err *err)
+/* All but experts. They are counted after this is asked for, but the layout is made twice, with one result. */
+static uint64_t other_bytes(const cu_dev *d)
 {
-    return ks_fail(err, KS_E_LIMIT,
-                   "GPU %d: %s: %llu experts take %.1f MB, %.1f MB are left for them, %.1f MB are missing: raise "
-                   "--vram-limit, lower --gpu-expert-bits, --context or --step-tokens, or use --expert-divisor auto",
-                   d->index, what, (unsigned long long)n, (double)(n * bytes) / 1e6, (double)left / 1e6,
-                   (double)(n * bytes - left) / 1e6);
+    return cu_plan_bytes(d) - part_bytes(d, CU_FOR_RING) - part_bytes(d, CU_FOR_RESIDENT);
+}
+
+/* Experts that fit beside that and `taken` bytes more. */
+static uint64_t room(const cu_dev *d, uint64_t taken, size_t bytes)
+{
+    uint64_t used = other_bytes(d) + cu_round(taken, CU_PAGE);
+    return bytes && d->budget > used ? (d->budget - used) / CU_PAGE * CU_PAGE / bytes : 0;
+}
+
+static int missing(const cu_dev *d, const char *what, uint64_t n, size_t bytes, ks_err *err)
+{
+    uint64_t used = other_bytes(d), need = cu_round(n * bytes, CU_PAGE);
+    return ks_fail(
+        err, KS_E_LIMIT,
+        "GPU %d: %s: %llu experts take %.1f MB, all else %.1f MB, %.1f MB may be used, %.1f MB are missing: "
+        "raise --vram-limit, lower --gpu-expert-bits, --context or --step-tokens, or use --expert-divisor auto",
+        d->index, what, (unsigned long long)n, (double)need / 1e6, (double)used / 1e6, (double)d->budget / 1e6,
+        (double)(used + need - d->budget) / 1e6);
 }
 
 int cu_plan_experts(const cu_dev *d, uint64_t total, uint32_t widest, size_t bytes, uint32_t *ret_ring,
                     uint32_t *ret_resident, ks_err *err)
 {
     const ks_bind *b = &d->bind;
-    uint64_t used = cu_plan_bytes(d) + 2 * CU_PAGE; /* ring and residents are rounded, too */
-    uint64_t bytes_left = d->budget > used ? d->budget - used : 0, left = bytes ? bytes_left / bytes : 0;
     uint64_t most = d->opts->resident < 0 || (uint64_t)d->opts->resident > total ? total : (uint64_t)d->opts->resident;
-    uint64_t ring = d->opts->ring ? (uint64_t)d->opts->ring : total ? RING_BYTES / bytes : 0;
+    uint64_t ring = d->opts->ring ? (uint64_t)d->opts->ring : total ? RING_BYTES / bytes : 0, left = room(d, 0, bytes);
     *ret_ring = *ret_resident = 0;
     if (b->stream == KS_STREAM_RESIDENT || (b->stream == KS_STREAM_AUTO && most == total && left >= total)) {
-        if (left < total) return missing(d, "all are to stay", total, bytes, bytes_left, err);
+        if (left < total) return missing(d, "all are to stay", total, bytes, err);
         *ret_resident = (uint32_t)total;
         return 0;
     }
     if (b->stream == KS_STREAM_GROUPS) {
         ring = (uint64_t)b->stream_layers * widest;
         ring = ring < total ? ring : total;
-        if (left < ring) return missing(d, "a group of layers", ring, bytes, bytes_left, err);
+        if (left < ring) return missing(d, "a group of layers", ring, bytes, err);
     } else if (b->stream == KS_STREAM_CHUNKS) {
         ring = ring < widest / 2 ? ring : widest / 2;
     } else if (ring > left / 2) {
         ring = left / 2;
     }
-    ring = ring < MIN_RING ? MIN_RING : ring > total ? total : ring; /* without it nothing runs */
-    left = left > ring ? left - ring : 0;
-    if (b->stream != KS_STREAM_AUTO && most > total - ring)
-        most = total - ring; /* so that there is something to stream */
+    ring = ring < MIN_RING ? MIN_RING : ring > total ? total : ring;             /* without it nothing runs */
+    if (b->stream != KS_STREAM_AUTO && most > total - ring) most = total - ring; /* there is something to stream */
+    left = room(d, ring * bytes, bytes);
     *ret_ring = (uint32_t)ring;
     *ret_resident = (uint32_t)(left < most ? left : most);
     return 0;
