@@ -138,6 +138,33 @@ void ks_cost_count(const ks_graph *g, const ks_load *l, ks_cost *ret)
     if (x.moe_layers) ret->experts /= x.moe_layers;
 }
 
+/* Does the CPU take longer for n rows? Bytes are those of the experts that are asked for, multiply-adds those of all
+ * pairs of a row and an expert. */
+static bool link_wins(const ks_graph *g, double cold, double link, const ks_rates *r, uint32_t n)
+{
+    const ks_load l = { .n_seqs = 1, .rows = n };
+    ks_cost all = { 0 };
+    count x = { .g = g, .l = &l, .c = &all };
+    for (uint32_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i].kind == KS_OP_EXPERTS) experts(&x, &g->ops[i]);
+    const double bytes = cold * all.weight_bytes, compute = cold * (all.mac_int8 / r->int8 + all.mac_f32 / r->f32);
+    return fmax(bytes / r->read, compute) > bytes / link;
+}
+
+/* The more rows, the more the CPU computes for a byte that it reads: there is one border. */
+uint32_t ks_cost_share_rows(const ks_graph *g, double cold, double link, const ks_rates *r, uint32_t most)
+{
+    uint32_t lo = 1, hi = most;
+    while (lo < hi) {
+        uint32_t n = lo + (hi - lo) / 2;
+        if (link_wins(g, cold, link, r, n))
+            hi = n;
+        else
+            lo = n + 1;
+    }
+    return lo;
+}
+
 double ks_cost_bytes(const ks_cost *c)
 {
     return c->weight_bytes + c->kv_bytes + c->state_bytes;

@@ -29,6 +29,9 @@ void ks_cost_count(const ks_graph *g, const ks_load *l, ks_cost *ret);
 double ks_cost_bytes(const ks_cost *c);
 /* Seconds that no program can do without: memory and arithmetic at their peaks, at the same time. */
 double ks_cost_seconds(const ks_cost *c, const ks_rates *r);
+/* Rows of a step from which on the experts that a GPU does not hold (that part of all, 0 to 1) come over its link
+ * sooner than the CPU computes them; at most `most`. link: bytes a second. */
+uint32_t ks_cost_share_rows(const ks_graph *g, double cold, double link, const ks_rates *r, uint32_t most);
 /* What sets that bound: "memory" or "arithmetic". */
 const char *ks_cost_limit(const ks_cost *c, const ks_rates *r);
 

@@ -2,11 +2,10 @@
  */
 #include "app/gpu.h"
 
+#include "app/cost.h"
 #include "app/load.h"
-#include "app/rates.h"
 #include "base/base.h"
 #include "base/log.h"
-#include <math.h>
 #include <stdlib.h>
 
 #define MAX_GPUS 64u
@@ -18,6 +17,7 @@
 #define FIRST_STEP 2048u
 #define MOST_STEP 8192u
 #define STEP_PART 8u
+#define DEFAULT_THRESHOLD 300u /* until rates are measured */
 
 bool ks_gpu_selected(const char *list, const ks_device_info *gpu)
 {
@@ -255,6 +255,26 @@ static int grow(ks_gpu *g, ks_engine_opts *o, ks_err *err)
     return 0;
 }
 
+/* --gpu-prefill-threshold auto. */
+static int measure_threshold(const ks_app *a, ks_gpu *g, ks_engine_opts *o, ks_err *err)
+{
+    const double link = g->card.link_bytes_s;
+    ks_meter m = { .pool = NULL };
+    if (!g->share || !g->plan.n_experts || all_stay(g) || link <= 0) return 0;
+    int rc = ks_meter_open(&m, a->pool, err);
+    if (rc) return rc;
+    ks_rates r = ks_meter_best(&m);
+    ks_meter_close(&m);
+    const double cold = 1 - (double)g->plan.n_resident / g->plan.n_experts;
+    o->share_rows = ks_cost_share_rows(&a->model.graph, cold, link, &r, o->step_tokens + 1);
+    ks_log(KS_LOG_INFO, "device",
+           "--gpu-prefill-threshold auto: %u, from a CPU that reads %.1f GB/s and does %.0f G int8 multiply-adds a "
+           "second, "
+           "and a link of %.1f GB/s",
+           o->share_rows, r.read / 1e9, r.int8 / 1e9, link / 1e9);
+    return try(g, o, err);
+}
+
 int ks_gpu_fit(const ks_app *a, ks_gpu *g, ks_engine_opts *o, ks_err *err)
 {
     const uint64_t memory = g->budget ? g->budget : g->card.mem_free_bytes;
@@ -264,7 +284,7 @@ int ks_gpu_fit(const ks_app *a, ks_gpu *g, ks_engine_opts *o, ks_err *err)
     if (rc) return rc;
     if (free_step) o->step_tokens = FIRST_STEP;
     if (free_kv) o->kv_bytes = kv_bytes(o, memory);
-    o->share_rows = (uint32_t)KS_MAX(threshold, (int64_t)1);
+    o->share_rows = threshold > 0 ? (uint32_t)threshold : DEFAULT_THRESHOLD;
     if ((rc = try(g, o, err)) == KS_E_LIMIT && free_kv && o->kv_bytes > kv_bytes(o, 0)) {
         o->kv_bytes = kv_bytes(o, 0); /* of one context */
         rc = try(g, o, err);
@@ -273,7 +293,8 @@ int ks_gpu_fit(const ks_app *a, ks_gpu *g, ks_engine_opts *o, ks_err *err)
         o->step_tokens /= 2;
         rc = try(g, o, err);
     }
-    return rc || !free_step ? rc : grow(g, o, err);
+    if (!rc && free_step) rc = grow(g, o, err);
+    return rc || threshold > 0 ? rc : measure_threshold(a, g, o, err);
 }
 
 /* ---- the choice */
@@ -292,7 +313,7 @@ static void say(const ks_app *a, const ks_gpu *g, const ks_engine_opts *o)
            "shows more",
            (double)p->used_bytes / 1e9, (double)p->budget_bytes / 1e9, (unsigned long long)g->kv_tokens, o->step_tokens,
            p->n_resident, p->n_experts, p->n_ring);
-    if (g->share && !all_stay(g))
+    if (p->share_rows > 1 && !all_stay(g))
         ks_log(KS_LOG_INFO, "device",
                "steps of fewer than %u tokens stream no experts: the CPU computes those that are not in GPU memory "
                "(--gpu-prefill-threshold)",

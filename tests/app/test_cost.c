@@ -133,9 +133,34 @@ static void the_bound_is_the_slower_of_memory_and_arithmetic(void **state)
     assert_string_equal(ks_cost_limit(&c, &r), "arithmetic");
 }
 
+static void few_rows_are_for_the_cpu_and_many_for_the_link(void **state)
+{
+    (void)state;
+    const ks_op op = { .kind = KS_OP_EXPERTS, .w = { 2, 3, -1, -1, -1, -1 }, .u.mlp = { .n_experts = 8, .k = 2 } };
+    const ks_graph g = { .n_ops = 1,
+                         .ops = &op,
+                         .regs = regs,
+                         .n_regs = KS_COUNT(regs),
+                         .weights = weights,
+                         .n_weights = KS_COUNT(weights),
+                         .n_layers = 1,
+                         .n_experts = 8 };
+    /* All 8 experts, 36000 bytes, take the link 36 us; a row's two experts are 9216 multiply-adds, 0.9216 us. */
+    ks_rates r = { .read = 1e10, .int8 = 1e10, .f32 = 1e10 };
+    assert_int_equal(ks_cost_share_rows(&g, 1, 1e9, &r, 1000), 40);
+    assert_int_equal(ks_cost_share_rows(&g, 0.25, 1e9, &r, 1000), 40); /* both have a quarter of it to do */
+    assert_int_equal(ks_cost_share_rows(&g, 1, 1e9, &r, 30), 30);
+    assert_int_equal(ks_cost_share_rows(&g, 1, 2e9, &r, 1000), 20);
+    r.read = 0.9e9; /* slower than the link for any number */
+    assert_int_equal(ks_cost_share_rows(&g, 1, 1e9, &r, 1000), 1);
+    r = (ks_rates) { .read = 1e10, .int8 = 1e15, .f32 = 1e10 };
+    assert_int_equal(ks_cost_share_rows(&g, 1, 1e9, &r, 1000), 1000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(few_rows_are_for_the_cpu_and_many_for_the_link),
         cmocka_unit_test(a_matrix_is_read_once_a_step_and_used_for_every_row),
         cmocka_unit_test(the_head_sees_only_the_rows_that_are_asked_for),
         cmocka_unit_test(experts_are_read_as_often_as_the_batch_touches_them),
