@@ -40,7 +40,7 @@ typedef struct emu_control {
 } emu_control;
 extern emu_control emu;
 
-/* Everything queued is done first. 0: all in order, as late as possible. */
+/* Everything queued is done first. 0: all in order, as late as possible; 1: at once; others: any. */
 void emu_seed(uint64_t seed);
 
 #ifdef __cplusplus

@@ -11,6 +11,7 @@ emu_control emu;
 
 static pthread_mutex_t lock;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+static bool from_environment; /* the seed: every stream's maker gets the next one */
 static uint64_t state;
 static cudaError_t last_error;
 
@@ -65,8 +66,8 @@ static void begin(void)
     if (pthread_mutexattr_init(&a) || pthread_mutexattr_settype(&a, PTHREAD_MUTEX_RECURSIVE) ||
         pthread_mutex_init(&lock, &a))
         emu_fault("no lock");
-    emu.seed = seed ? strtoull(seed, NULL, 10) : 0;
-    state = emu.seed;
+    from_environment = seed != NULL;
+    emu.seed = seed ? strtoull(seed, NULL, 10) - 1 : 0;
     emu.lose_launch = lose ? strtoull(lose, NULL, 10) : 0;
 }
 
@@ -142,9 +143,10 @@ void emu_finish_all(void)
     for (struct CUstream_st *s = streams; s; s = s->older) finish(s, s->issued);
 }
 
+/* 0: late; 1: at once; others: late, at once, or one kind for every second stream, and by chance in half of them. */
 static bool eager(const struct CUstream_st *s)
 {
-    uint32_t how = (uint32_t)(emu.seed % 4);
+    uint32_t how = emu.seed < 2 ? (uint32_t)emu.seed : (uint32_t)(emu.seed * 0x9e3779b97f4a7c15u >> 62);
     return how == 1 || (how == 2 && s->id % 2) || (how == 3 && s->id % 2 == 0);
 }
 
@@ -158,7 +160,7 @@ static void some_progress(void)
         for (struct CUstream_st *s = streams; s; s = s->older)
             while (eager(s) && step(s)) any = true;
     }
-    uint64_t n = emu.seed >= 4 ? emu_random() % 4 : 0;
+    uint64_t n = emu.seed >= 4 && emu.seed % 2 ? emu_random() % 4 : 0;
     for (struct CUstream_st *s = streams; s && n; s = s->older)
         if (emu_random() % 2)
             for (; n && step(s); n--) {
@@ -190,6 +192,7 @@ void emu_seed(uint64_t seed)
     emu_memory_shut();
     emu.seed = seed;
     state = seed;
+    from_environment = false;
     emu_unlock();
 }
 
@@ -376,6 +379,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned int flags)
         *s = (struct CUstream_st) { .older = streams, .id = ++n, .tail = &s->head };
         streams = s;
         emu.n_streams++;
+        if (from_environment) {
+            state = ++emu.seed;
+            (void)fprintf(stderr, "emulated GPU: seed %llu\n", (unsigned long long)emu.seed);
+        }
         *ret = s;
     }
     emu_unlock();
