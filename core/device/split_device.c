@@ -19,6 +19,7 @@ struct split_dev {
     void *dev[2];
     const ks_graph *g;
     bool uses_rest; /* rest has ops of its own, or shares experts */
+    bool rest_ops;  /* it has ops of its own: else it sees few rows, and no state */
     bool share;
     uint8_t *where, *last; /* (n_ops) device of each op; (n_regs) the device that writes it last */
     struct move *moves;
@@ -162,7 +163,7 @@ static void unbind(struct split_dev *d)
     d->moves = NULL;
     d->n_moves = d->cap_moves = 0;
     d->g = NULL;
-    d->uses_rest = false;
+    d->uses_rest = d->rest_ops = false;
 }
 
 static int choose(struct split_dev *d, const ks_bind *b, ks_err *err)
@@ -177,7 +178,7 @@ static int choose(struct split_dev *d, const ks_bind *b, ks_err *err)
     for (uint32_t i = 0; i < 2 && !rc; i++) rc = d->iface[i]->lower(d->dev[i], g, b->kv_type, ok[i], err);
     for (uint32_t i = b->op_begin; i < b->op_end && !rc; i++) {
         d->where[i] = ok[MAIN][i] ? MAIN : REST;
-        d->uses_rest |= !ok[MAIN][i];
+        d->rest_ops |= !ok[MAIN][i];
         if (!ok[MAIN][i] && !ok[REST][i])
             rc = ks_fail(err, KS_E_UNSUPPORTED, "op %u (kind %u) can run on neither device", i, g->ops[i].kind);
     }
@@ -212,10 +213,12 @@ static int split_bind(void *dev, const ks_bind *b, ks_err *err)
     struct split_dev *d = dev;
     unbind(d);
     d->g = b->graph;
-    ks_bind bm = *b;
+    ks_bind bm = *b, br = *b;
     int rc = choose(d, b, err);
+    d->uses_rest = d->rest_ops;
     if (d->share && b->graph->n_experts) {
         d->uses_rest = true;
+        if (!d->rest_ops && b->share_rows) br.max_rows = KS_MIN(b->max_rows, b->share_rows);
         bm.cold = run_cold;
         bm.cold_ctx = d;
     }
@@ -224,7 +227,7 @@ static int split_bind(void *dev, const ks_bind *b, ks_err *err)
         rc = ks_fail(err, KS_E_NOMEM, "out of memory for routing counts");
     if (!rc) rc = plan_moves(d, b, err);
     if (!rc) rc = d->iface[MAIN]->bind(d->dev[MAIN], &bm, err);
-    if (!rc && d->uses_rest) rc = d->iface[REST]->bind(d->dev[REST], b, err);
+    if (!rc && d->uses_rest) rc = d->iface[REST]->bind(d->dev[REST], &br, err);
     if (!rc) say(d);
     if (rc) unbind(d);
     return rc;
@@ -345,21 +348,21 @@ static int split_put(void *dev, uint32_t reg, uint32_t n_rows, const void *src, 
     struct split_dev *d = dev;
     int rc = check_reg(d, reg, err);
     if (!rc) rc = d->iface[MAIN]->put(d->dev[MAIN], reg, n_rows, src, err);
-    return rc || !d->uses_rest ? rc : d->iface[REST]->put(d->dev[REST], reg, n_rows, src, err);
+    return rc || !d->rest_ops ? rc : d->iface[REST]->put(d->dev[REST], reg, n_rows, src, err);
 }
 
 static int split_copy_page(void *dev, uint32_t dst, uint32_t src, ks_err *err)
 {
     struct split_dev *d = dev;
     int rc = d->iface[MAIN]->copy_page(d->dev[MAIN], dst, src, err);
-    return rc || !d->uses_rest ? rc : d->iface[REST]->copy_page(d->dev[REST], dst, src, err);
+    return rc || !d->rest_ops ? rc : d->iface[REST]->copy_page(d->dev[REST], dst, src, err);
 }
 
 static int split_copy_slot(void *dev, uint32_t dst, uint32_t src, ks_err *err)
 {
     struct split_dev *d = dev;
     int rc = d->iface[MAIN]->copy_slot(d->dev[MAIN], dst, src, err);
-    return rc || !d->uses_rest ? rc : d->iface[REST]->copy_slot(d->dev[REST], dst, src, err);
+    return rc || !d->rest_ops ? rc : d->iface[REST]->copy_slot(d->dev[REST], dst, src, err);
 }
 
 /* Steps and rows are main's; the rest adds up. */
