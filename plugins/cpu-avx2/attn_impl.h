@@ -33,6 +33,10 @@ typedef struct scratch_mem {
     float m_all[QUERIES], l_all[QUERIES]; /* of the spans before */
     uint32_t i0[QUERIES], i1[QUERIES];    /* keys of the block that a row sees */
     block b[2];                           /* this and the next one */
+    struct {
+        const block *next; /* its keys are asked for between the tiles of this block; NULL: there is none */
+        uint32_t key, at, steps;
+    } ahead;
 } scratch_mem;
 
 _Static_assert(sizeof(scratch_mem) <= ATTN_SCRATCH_BYTES, "attention scratch");
@@ -56,6 +60,24 @@ static void visible(const ks_attn_args *a, uint32_t r, uint32_t *ret_lo, uint32_
     if (a->chunk && p - p % a->chunk > lo) lo = p - p % a->chunk;
     *ret_lo = lo;
     *ret_hi = p;
+}
+
+/* ---- the next block */
+
+KS_INLINE void ask_up_to(const tile *t, uint32_t key)
+{
+    scratch_mem *mem = t->mem;
+    block_prefetch(mem->ahead.next, mem->ahead.key, key, (size_t)t->a->d_k * t->size, (size_t)t->n_d * t->size);
+    mem->ahead.key = key;
+}
+
+/* A part of it, one of ahead.steps: a core keeps about twenty requests open and waits at the next one, so they must
+ * not come at once. */
+KS_INLINE void look_ahead(const tile *t)
+{
+    scratch_mem *mem = t->mem;
+    if (mem->ahead.next && mem->ahead.at < mem->ahead.steps)
+        ask_up_to(t, mem->ahead.next->n * ++mem->ahead.at / mem->ahead.steps);
 }
 
 /* ---- scores */
@@ -106,6 +128,7 @@ static void scores(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t
 {
     for (uint32_t q = q0, n_q; q < q1; q += n_q) {
         n_q = share(q1 - q, SCORE_QUERIES);
+        look_ahead(t);
         score_some(t->mem->q + q, c, n_q, t->mem->k, n, n_v, t->mem->s + q);
     }
 }
@@ -151,14 +174,15 @@ KS_INLINE void value_tile(float *o, uint32_t o_stride, float (*p)[KEYS], const f
     for (uint32_t x = 0; x < n_q; x++)
         for (uint32_t c = 0; c < n_v; c++)
             sum[x][c] = v_mul(v_load(o + (size_t)x * o_stride + c * LANES), v_set1(keep[x]));
-    for (uint32_t i = i0; i < i1; i++) {
+    uint32_t i = i0;
+    do { /* there is a key; gcc keeps the sums in memory around a loop that may not run */
         vec pi[VALUE_QUERIES];
         for (uint32_t x = 0; x < n_q; x++) pi[x] = v_set1(p[x][i]);
         for (uint32_t c = 0; c < n_v; c++) {
             vec value = v_load(v + (size_t)i * V_STRIP + c * LANES);
             for (uint32_t x = 0; x < n_q; x++) sum[x][c] = v_fma(pi[x], value, sum[x][c]);
         }
-    }
+    } while (++i < i1);
     for (uint32_t x = 0; x < n_q; x++)
         for (uint32_t c = 0; c < n_v; c++) v_store(o + (size_t)x * o_stride + c * LANES, sum[x][c]);
 }
@@ -181,6 +205,7 @@ static void values(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t
 {
     for (uint32_t q = q0, n; q < q1; q += n) {
         n = share(q1 - q, VALUE_QUERIES);
+        look_ahead(t);
         value_some(t, q, n, c, n_v, i0, i1);
     }
 }
@@ -206,36 +231,30 @@ static uint32_t same_rows(const tile *t, uint32_t r)
     return e;
 }
 
-/* Asks for a part of the next block: step `at` of `steps`, so that the requests do not come all at once. */
-KS_INLINE void look_ahead(const tile *t, const block *next, uint32_t at, uint32_t steps)
-{
-    if (next)
-        block_prefetch(next, next->n * at / steps, next->n * (at + 1) / steps, (size_t)t->a->d_k * t->size,
-                       (size_t)t->n_d * t->size);
-}
-
 /* One block for all queries of the tile. next: the one after it, or NULL. */
 static void run_block(const tile *t, const block *b, const block *next)
 {
     const ks_attn_args *a = t->a;
     scratch_mem *mem = t->mem;
-    uint32_t ra = 0, rb = t->n_r, n_v = (b->n + LANES - 1) / LANES, step = 0;
+    uint32_t ra = 0, rb = t->n_r, n_v = (b->n + LANES - 1) / LANES;
     row_ranges(t, b);
     while (ra < rb && mem->i0[ra] >= mem->i1[ra]) ra++; /* both ends of what rows see grow with the row */
     while (rb > ra && mem->i0[rb - 1] >= mem->i1[rb - 1]) rb--;
     if (ra == rb) return;
-    const uint32_t steps = (a->d_k + K_PIECE - 1) / K_PIECE + (t->n_d + V_STRIP - 1) / V_STRIP;
-    memset(mem->s[ra * t->n_h], 0, sizeof mem->s[0] * (rb - ra) * t->n_h);
+    const uint32_t n_q = (rb - ra) * t->n_h;
+    mem->ahead.next = next;
+    mem->ahead.key = mem->ahead.at = 0;
+    mem->ahead.steps = (a->d_k + K_PIECE - 1) / K_PIECE * ((n_q + SCORE_QUERIES - 1) / SCORE_QUERIES) +
+                       (t->n_d + V_STRIP - 1) / V_STRIP * ((n_q + VALUE_QUERIES - 1) / VALUE_QUERIES);
+    memset(mem->s[ra * t->n_h], 0, sizeof mem->s[0] * n_q);
     for (uint32_t c = 0; c < a->d_k; c += K_PIECE) {
         uint32_t n = a->d_k - c < K_PIECE ? a->d_k - c : K_PIECE;
-        look_ahead(t, next, step++, steps);
         fetch_k(t->type, b, c, n, mem->k);
         scores(t, ra * t->n_h, rb * t->n_h, c, n, n_v);
     }
     for (uint32_t q = ra * t->n_h; q < rb * t->n_h; q++) softmax(t, q, mem->i0[q / t->n_h], mem->i1[q / t->n_h]);
     for (uint32_t d = 0; d < t->n_d; d += V_STRIP) {
         uint32_t n = t->n_d - d < V_STRIP ? t->n_d - d : V_STRIP;
-        look_ahead(t, next, step++, steps);
         fetch_v(t->type, b, t->d0 + d, n, mem->v);
         for (uint32_t r = ra, e; r < rb; r = e) {
             e = same_rows(t, r);
