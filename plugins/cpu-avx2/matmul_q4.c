@@ -11,11 +11,13 @@
  * 24,384. It goes through two strips at once: what depends on the row only is done once, and two streams come from
  * memory.
  *
- * Up to 2 rows: nibbles are unpacked in registers while they stream from memory. More: a block of 1024
- * columns of a strip is unpacked once into scratch (16 KiB, stays in L1) and used by up to 64 rows in tiles of 4. */
+ * Up to 8 rows: nibbles are unpacked in registers while they stream from memory, for 4 rows at a time. More: a block
+ * of 1024 columns of a strip is unpacked once into scratch (16 KiB, stays in L1) and used by up to 64 rows in tiles of
+ * 4. */
 #include "weights.h"
 
 #define TILE 4u       /* rows a tile: 8 sums of 16 bits, 4 weights and a few temporaries fill the 16 registers */
+#define FEW 8u        /* rows that unpack for themselves: a second tile finds the strip in a cache */
 #define CHUNK 64u     /* rows that share an unpacked block */
 #define BLOCK_K 1024u /* columns of it; a multiple of every group size */
 
@@ -78,24 +80,25 @@ KS_INLINE void run_group(const uint8_t *w, int packed, int mx, const act_row *x,
     for (uint32_t m = 0; m < rows; m++) add_group(acc[m], isum[m], scale, x[m].scale[g0 / 128]);
 }
 
-/* Two rows, weights straight from memory. */
-KS_INLINE void two_rows(const job *j, uint32_t s, int mx)
+/* Up to TILE rows from r0 on, weights straight from memory. */
+KS_INLINE void few_rows(const job *j, uint32_t s, uint32_t r0, uint32_t rows, int mx)
 {
     const uint32_t group = j->a->group, wtype = mx ? KS_T_MXFP4 : KS_T_I4;
-    act_row x[2];
+    act_row x[TILE];
     __m256 acc[TILE][2];
-    rows_at(j->a, 0, 2, x);
-    for (uint32_t m = 0; m < 2; m++) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+    rows_at(j->a, r0, rows, x);
+    for (uint32_t m = 0; m < rows; m++) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
     for (uint32_t g0 = 0; g0 < j->n_in; g0 += group) {
         uint32_t g1 = g0 + group < j->n_in ? g0 + group : j->n_in;
         size_t at = g0 / group * scales_bytes(wtype);
-        int32_t off[2] = { minus_offset(x, wtype, g0, g1), minus_offset(x + 1, wtype, g0, g1) };
+        int32_t off[TILE];
+        for (uint32_t m = 0; m < rows; m++) off[m] = minus_offset(x + m, wtype, g0, g1);
         __m256 ws[2];
         scales_16(j->scales + at, wtype, ws);
         prefetch(j->next_scales + at);
-        run_group(j->strip + (size_t)g0 * 8, 1, mx, x, 2, g0, g1, off, 1, ws, acc);
+        run_group(j->strip + (size_t)g0 * 8, 1, mx, x, rows, g0, g1, off, 1, ws, acc);
     }
-    for (uint32_t m = 0; m < 2; m++) store_16(j->a, m, s, acc[m][0], acc[m][1]);
+    for (uint32_t m = 0; m < rows; m++) store_16(j->a, r0 + m, s, acc[m][0], acc[m][1]);
 }
 
 /* What sums of 16 bits over columns [0, n) start from, so that the offset of the weights is gone at their end: a lane
@@ -236,8 +239,15 @@ KS_INLINE void matmul(const ks_matmul_args *a, uint32_t begin, uint32_t end, voi
                 one_row(&j, s++, 2, mx);
             else
                 one_row(&j, s, 1, mx);
-        } else if (a->n_rows == 2) {
-            two_rows(&j, s, mx);
+        } else if (a->n_rows <= FEW) {
+            uint32_t r = 0;
+            for (; r + TILE <= a->n_rows; r += TILE) few_rows(&j, s, r, TILE, mx);
+            switch (a->n_rows - r) {
+            case 1: few_rows(&j, s, r, 1, mx); break;
+            case 2: few_rows(&j, s, r, 2, mx); break;
+            case 3: few_rows(&j, s, r, 3, mx); break;
+            default: break;
+            }
         } else {
             for (uint32_t r = 0; r < a->n_rows; r += CHUNK)
                 many_rows(&j, s, r, a->n_rows - r < CHUNK ? a->n_rows - r : CHUNK, mx, scratch);
