@@ -13,14 +13,15 @@ uint32_t fx_page(uint32_t slot, uint32_t logical)
     return (logical * 7 + 3) % PAGES_A_SLOT * FX_SLOTS + slot;
 }
 
-static ks_plugin_setting gpu_settings[2];
-static uint32_t n_gpu_settings;
+/* On the emulator each buffer is an allocation of its own, so that it sees where one ends. */
+static ks_plugin_setting gpu_settings[3] = { { "cuda-experts", "apart", "true", "test" } };
+static uint32_t n_gpu_settings = 1;
 static bool gpu_shares;
 
 void fx_gpu_settings(const char *resident, const char *ring, bool share)
 {
     gpu_shares = share;
-    n_gpu_settings = 0;
+    n_gpu_settings = 1;
     if (resident) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "resident", resident, "test" };
     if (ring) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "ring", ring, "test" };
 }
@@ -64,8 +65,8 @@ static int open_kernels(fixture *f, const char *want, ks_err *err)
                            .n_dirs = gpu_dir ? 2 : 1,
                            .cpu = ks_cpu_features(),
                            .n_threads = 1,
-                           .settings = gpu_settings,
-                           .n_settings = n_gpu_settings };
+                           .settings = gpu_settings + !gpu_dir,
+                           .n_settings = n_gpu_settings - !gpu_dir };
     int rc;
     if ((rc = ks_registry_open(&o, &f->registry, err)) ||
         (rc = ks_registry_add(f->registry, &ks_ref_plugin, "(built in)", err)) ||
