@@ -75,7 +75,8 @@ static const char *op_name(uint32_t op)
 {
     static const char *const names[] = {
         [KS_K_QUANT] = "quant", [KS_K_MATMUL] = "matmul", [KS_K_NORM] = "norm",   [KS_K_ROPE] = "rope",
-        [KS_K_GLU] = "glu",     [KS_K_ATTN] = "attn",     [KS_K_STORE] = "store", [KS_K_MATMUL_T] = "matmul_t"
+        [KS_K_GLU] = "glu",     [KS_K_ATTN] = "attn",     [KS_K_STORE] = "store", [KS_K_MATMUL_T] = "matmul_t",
+        [KS_K_MUL] = "mul",     [KS_K_CONV] = "conv",     [KS_K_DELTA] = "delta", [KS_K_SCORE] = "score"
     };
     return op < KS_COUNT(names) && names[op] ? names[op] : "other";
 }

@@ -133,6 +133,36 @@ static void bits_that_depend_on_the_number_of_rows_are_seen(void **state)
     expect_broken(KS_K_ATTN, KS_T_F32, depends_on_rows, KS_KRN_SPLIT, "row 0 alone");
 }
 
+static void forgets_at_a_cut(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_delta_args *a = args;
+    if (a->pos % 16)
+        for (uint32_t h = begin; h < end; h++) a->state[h * ks_delta_floats(a->d_k, a->d_v)] *= 1.000001f;
+    ref_row(KS_K_DELTA, 0)->fn(args, begin, end, scratch);
+}
+
+static void bits_that_depend_on_the_pieces_of_a_sequence_are_seen(void **state)
+{
+    (void)state;
+    expect_broken(KS_K_DELTA, 0, forgets_at_a_cut, KS_KRN_SPLIT, "pieces of up to 1 rows");
+}
+
+static void keeps_a_little_less(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_delta_args *a = args;
+    float neg_a[64];
+    ks_delta_args b = *a;
+    for (uint32_t h = 0; h < a->n_v_heads; h++) neg_a[h] = a->neg_a[h] * 1.0001f;
+    b.neg_a = neg_a;
+    ref_row(KS_K_DELTA, 0)->fn(&b, begin, end, scratch);
+}
+
+static void a_decay_that_is_a_little_off_is_seen(void **state)
+{
+    (void)state;
+    expect_broken(KS_K_DELTA, 0, keeps_a_little_less, KS_KRN_WRONG, "relative error");
+}
+
 static void uses_scratch_it_did_not_ask_for(const void *args, uint32_t begin, uint32_t end, void *scratch)
 {
     ref_row(KS_K_NORM, 0)->fn(args, begin, end, scratch);
@@ -165,6 +195,8 @@ int main(void)
         cmocka_unit_test(writing_units_of_others_is_seen),
         cmocka_unit_test(bits_that_depend_on_the_split_are_seen),
         cmocka_unit_test(bits_that_depend_on_the_number_of_rows_are_seen),
+        cmocka_unit_test(bits_that_depend_on_the_pieces_of_a_sequence_are_seen),
+        cmocka_unit_test(a_decay_that_is_a_little_off_is_seen),
         cmocka_unit_test(undeclared_scratch_is_seen),
         cmocka_unit_test(an_unknown_op_is_said_not_passed),
     };
