@@ -36,7 +36,7 @@ typedef struct ks_bind {
     uint32_t n_pages, page_tok; /* KV pages to hold */
     uint32_t n_slots;           /* recurrent state slots */
     uint32_t max_rows, max_out; /* of one step */
-    uint32_t host_places;       /* not 0: no expert is kept until place() says so; 0: the device chooses by itself */
+    uint32_t host_places;       /* KS_PLACES_ */
     ks_cold_fn cold;
     void *cold_ctx;
     /* Since 1.2. How experts come that the device does not hold. */
@@ -46,6 +46,12 @@ typedef struct ks_bind {
                              * device's choice */
     uint32_t _pad2;
 } ks_bind;
+
+/* Who chooses the experts that a device keeps. BY_RATE is HOST, and where `cold` is given the device may fetch some of
+ * the experts that are not kept, as many as measured rates say: then bits depend on rates (docs/numerics.md). */
+#define KS_PLACES_DEVICE 0u /* the device */
+#define KS_PLACES_HOST 1u   /* none is kept until place() says so */
+#define KS_PLACES_BY_RATE 2u
 
 /* Experts on their way to the device. Whatever is chosen, the bits are the same. */
 #define KS_STREAM_AUTO 0u     /* as many stay as fit, the others come through a ring of moderate size */

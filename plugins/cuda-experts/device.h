@@ -67,6 +67,7 @@ struct dev_state {
     uint8_t *k, *v;
     size_t k_page_bytes, v_page_bytes;
     float *rec; /* (n_slots, floats) */
+    size_t floats;
 };
 
 struct dev_weight {
@@ -114,7 +115,12 @@ typedef struct cu_experts {
     cudaEvent_t landed[CU_BATCHES], idle;
     uint64_t n_batches, n_landed; /* of loads: begun, entered into the tables */
     bool stepped;                 /* a step has run since bind */
-    struct ring_slot *ring;       /* (n_ring) a queue: [head, taken) being computed with, [taken, tail) on their way */
+    /* What an expert's byte costs, ns, over the link and on the host's cores (in steps of few rows, of more); 0: not
+     * known. And the cold experts of the op that runs that the device fetches, rather than leave them to the host. */
+    double link_ns, cpu_ns[2];
+    struct ring_slot **fetched; /* (n_experts) NULL: not fetched */
+    uint32_t n_fetched;
+    struct ring_slot *ring; /* (n_ring) a queue: [head, taken) being computed with, [taken, tail) on their way */
     uint32_t n_ring;
     uint64_t head, taken, tail;
     uint32_t ahead_bank, ahead_expert; /* the next that is sent before anybody asks; ahead_bank n_banks: none */

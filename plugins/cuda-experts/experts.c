@@ -10,8 +10,10 @@
 #include <string.h>
 
 #define NOBODY UINT32_MAX
-#define GROUPS 4u /* a group of streamed experts takes this part of the ring */
-#define AHEAD 2u  /* rows an expert, on average, from which on all experts are taken to be asked for */
+#define FEW_ROWS 4u     /* up to here the host's cores wait for memory, not for arithmetic */
+#define MAX_FETCHED 16u /* of one layer's cold experts, by steps that leave the others to the host */
+#define GROUPS 4u       /* a group of streamed experts takes this part of the ring */
+#define AHEAD 2u        /* rows an expert, on average, from which on all experts are taken to be asked for */
 
 /* ---- bind */
 
@@ -145,6 +147,7 @@ static int alloc_cold(cu_dev *d, ks_err *err)
         !(x->cold_weights = cu_alloc_host(d, rows * pairs, sizeof(float), "experts of the host", err)) ||
         !(x->cold_ids = cu_alloc_host(d, rows * pairs, sizeof(int32_t), "experts of the host", err)) ||
         !(x->cold_keep = cu_alloc_host(d, rows * pairs, 1, "experts of the host", err)) ||
+        !(x->fetched = cu_alloc_host(d, d->g->n_experts, sizeof *x->fetched, "experts of the host", err)) ||
         !(x->cold_sum = cu_alloc(d, rows * out, sizeof(float), CU_FOR_ACTS, err)))
         return KS_E_NOMEM;
     return 0;
@@ -235,6 +238,7 @@ void cu_experts_unbind(cu_dev *d)
     free(x->cold_weights);
     free(x->cold_ids);
     free(x->cold_keep);
+    free(x->fetched);
     *x = (cu_experts) { 0 };
 }
 
@@ -383,6 +387,10 @@ int cu_experts_begin(cu_dev *d, ks_err *err)
     cu_experts *x = &d->ex;
     int rc = cu_place_begin(d, err);
     if (rc || !x->n_ring) return rc;
+    if (x->cold_x && d->batch->n_rows < d->share_rows) { /* the host computes: nothing is sent unasked */
+        forget(x);
+        return 0;
+    }
     const ks_op *op = cu_op(d->g, x->banks[0].op);
     if (x->tail > x->taken && (uint64_t)d->batch->n_rows * op->u.mlp.k >= AHEAD * x->banks[0].n_experts) return 0;
     forget(x);
@@ -513,52 +521,127 @@ static int fetch_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_e
     for (size_t i = 0; i < (size_t)n * k && !rc; i++) {
         memcpy(&x->cold_ids[i], (const uint8_t *)x->cold_route + i * 8, 4);
         memcpy(&x->cold_weights[i], (const uint8_t *)x->cold_route + i * 8 + 4, 4);
-        x->cold_keep[i] = !b->where[x->cold_ids[i]];
     }
     return rc;
 }
 
-/* The hot experts' products; the places of the others in the sum hold zeros. */
-static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint64_t *ret_cold, ks_err *err)
+/* The hottest cold expert of the op that is not fetched yet; n_experts: there is none. */
+static uint32_t hottest_cold(const cu_dev *d, const struct dev_bank *b)
+{
+    const cu_experts *x = &d->ex;
+    const uint64_t *heat = b->layer < d->g->n_layers ? x->heat_host + (size_t)b->layer * d->g->n_experts : NULL;
+    uint32_t best = b->n_experts;
+    for (uint32_t e = 0; e < b->n_experts; e++)
+        if (x->begin_host[e + 1] > x->begin_host[e] && !b->where[e] && !x->fetched[e] &&
+            (best == b->n_experts || (heat && heat[e] > heat[best])))
+            best = e;
+    return best;
+}
+
+/* Where the link has time that the host's cores leave it: so many of the cold experts come over it that both end
+ * together, by their measured rates; the hottest, since they are asked for by most rows to come. Only where the host
+ * lets bits depend on rates. */
+static int fetch_some(cu_dev *d, uint32_t bank, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    uint32_t n_pairs = d->batch->n_rows * op->u.mlp.k;
-    size_t out = (size_t)n_pairs * cu_gweight(d->g, op->w[1])->n_out;
-    struct job j = { .op = op, .bank = b, .refs = x->refs, .n_pairs = n_pairs };
-    uint64_t hot = 0;
+    const struct dev_bank *b = &x->banks[bank];
+    double cpu = x->cpu_ns[d->batch->n_rows > FEW_ROWS];
+    uint32_t n_cold = 0, most = cu_min(x->n_ring, MAX_FETCHED);
+    int rc = 0;
+    memset(x->fetched, 0, b->n_experts * sizeof *x->fetched);
+    x->n_fetched = 0;
+    if (d->bind.host_places != KS_PLACES_BY_RATE || x->link_ns <= 0 || cpu <= 0) return 0;
+    for (uint32_t e = 0; e < b->n_experts; e++) n_cold += x->begin_host[e + 1] > x->begin_host[e] && !b->where[e];
+    uint32_t n = cu_min((uint32_t)(n_cold * cpu / (cpu + x->link_ns)), most);
+    for (; x->n_fetched < n && !rc; x->n_fetched++) {
+        uint32_t e = hottest_cold(d, b);
+        rc = take(d, bank, e, &x->fetched[e], err);
+    }
+    return rc;
+}
+
+/* Which pairs are the host's; returns their number, and the experts they have in *ret_experts. */
+static uint32_t keep_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint32_t *ret_experts)
+{
+    cu_experts *x = &d->ex;
+    uint32_t n = 0, pairs = d->batch->n_rows * op->u.mlp.k;
+    for (uint32_t i = 0; i < pairs; i++) {
+        x->cold_keep[i] = !b->where[x->cold_ids[i]] && !x->fetched[x->cold_ids[i]];
+        n += x->cold_keep[i];
+    }
+    *ret_experts = 0;
+    for (uint32_t e = 0; e < b->n_experts; e++)
+        *ret_experts += x->begin_host[e + 1] > x->begin_host[e] && !b->where[e] && !x->fetched[e];
+    return n;
+}
+
+/* Products of the experts that are resident, or of those that were fetched; refs [*ref, ...) are theirs. */
+static int launch_some(cu_dev *d, const ks_op *op, const struct dev_bank *b, bool fetched, uint32_t *ref, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    struct job j = { .op = op, .bank = b, .refs = x->refs + *ref, .n_pairs = d->batch->n_rows * op->u.mlp.k };
+    uint64_t pairs = 0;
     for (uint32_t e = 0; e < b->n_experts; e++) {
         uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
-        if (!n || !b->where[e]) continue;
-        x->refs_host[j.n_mat++] = (cu_ref) { b->where[e], e, x->begin_host[e], n, 0 };
+        const uint8_t *w = !fetched ? b->where[e] : x->fetched[e] ? x->fetched[e]->p : NULL;
+        if (!n || !w) continue;
+        x->refs_host[*ref + j.n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
         j.n_rows = cu_max(j.n_rows, n);
-        hot += n;
+        pairs += n;
     }
-    *ret_cold = n_pairs - hot;
-    atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
-    atomic_fetch_add_explicit(&d->cold, *ret_cold, memory_order_relaxed);
-    int rc = cu_check(d, cudaMemsetAsync(x->out, 0, out * sizeof(float), d->compute), "the experts' sums", err);
-    if (rc || !j.n_mat) return rc;
-    rc = cu_check(d,
-                  cudaMemcpyAsync(x->refs, x->refs_host, j.n_mat * sizeof *x->refs, cudaMemcpyHostToDevice, d->compute),
-                  "routed pairs", err);
+    if (!fetched) {
+        atomic_fetch_add_explicit(&d->hot, pairs, memory_order_relaxed);
+        atomic_fetch_add_explicit(&d->cold, j.n_pairs - pairs, memory_order_relaxed);
+    }
+    if (!j.n_mat) return 0;
+    int rc = cu_check(d,
+                      cudaMemcpyAsync(x->refs + *ref, x->refs_host + *ref, j.n_mat * sizeof *x->refs,
+                                      cudaMemcpyHostToDevice, d->compute),
+                      "routed pairs", err);
+    *ref += j.n_mat;
     if (!rc) products(d, &j);
     return rc;
 }
 
-/* A row's sum: the hot experts in ascending order, plus the sum of the cold ones in ascending order. */
-static int run_shared(cu_dev *d, const ks_op *op, uint32_t index, const struct dev_bank *b, ks_err *err)
+/* The device's part: the places of the others in the sum hold zeros. Resident experts do not wait for the fetched. */
+static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    uint32_t n = d->batch->n_rows, cols = cu_gweight(d->g, op->w[1])->n_out;
-    uint64_t cold = 0;
+    size_t out = (size_t)d->batch->n_rows * op->u.mlp.k * cu_gweight(d->g, op->w[1])->n_out;
+    uint32_t ref = 0;
+    int rc = cu_check(d, cudaMemsetAsync(x->out, 0, out * sizeof(float), d->compute), "the experts' sums", err);
+    if (!rc) rc = launch_some(d, op, b, false, &ref, err);
+    if (rc || !x->n_fetched) return rc;
+    const struct ring_slot *last = &x->ring[(x->taken - 1) % x->n_ring];
+    rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
+    if (!rc) rc = launch_some(d, op, b, true, &ref, err);
+    return rc ? rc : give_back(d, err);
+}
+
+/* What the host's cores need for an expert's byte, smoothed. */
+static void measure_cold(cu_dev *d, const struct dev_bank *b, uint32_t n_experts, uint64_t ns)
+{
+    double *cpu = &d->ex.cpu_ns[d->batch->n_rows > FEW_ROWS];
+    double now = (double)ns / ((double)n_experts * (double)(b->gate_up_bytes + b->down_bytes));
+    *cpu = *cpu > 0 ? *cpu + (now - *cpu) / 8 : now;
+    atomic_fetch_add_explicit(&d->cold_ns, ns, memory_order_relaxed);
+}
+
+/* A row's sum: the experts on the device in ascending order, plus the sum of the host's in ascending order. */
+static int run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_bank *b = &x->banks[bank];
+    uint32_t n = d->batch->n_rows, cols = cu_gweight(d->g, op->w[1])->n_out, n_experts = 0;
     int rc = fetch_cold(d, op, b, err);
-    if (!rc) rc = launch_hot(d, op, b, &cold, err);
+    if (!rc) rc = fetch_some(d, bank, err);
+    if (!rc) rc = launch_hot(d, op, b, err);
     if (rc) return rc;
     combine(d, op);
-    if (!cold) return 0;
+    if (!keep_cold(d, op, b, &n_experts)) return 0;
     uint64_t t0 = cu_now_ns();
-    d->bind.cold(d->bind.cold_ctx, index, n, x->cold_x, x->cold_ids, x->cold_weights, x->cold_keep, x->cold_y);
-    atomic_fetch_add_explicit(&d->cold_ns, cu_now_ns() - t0, memory_order_relaxed);
+    d->bind.cold(d->bind.cold_ctx, b->op, n, x->cold_x, x->cold_ids, x->cold_weights, x->cold_keep, x->cold_y);
+    measure_cold(d, b, n_experts, cu_now_ns() - t0);
     size_t bytes = (size_t)n * cols * sizeof(float);
     atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
     rc = cu_check(d, cudaMemcpyAsync(x->cold_sum, x->cold_y, bytes, cudaMemcpyHostToDevice, d->compute),
@@ -592,7 +675,7 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     if (b->n_resident == b->n_experts)
         run_resident(d, op, b);
     else if (x->cold_x && n < d->share_rows)
-        rc = run_shared(d, op, index, b, err);
+        rc = run_shared(d, op, bank, err);
     else
         rc = run_streamed(d, op, bank, err);
     if (!rc && bank + 1 == x->n_banks) rc = cu_heat_fetch(d, err);

@@ -1,6 +1,7 @@
 /* Experts that come and go while the emulated GPU computes: with streams that are as late, as early and as mixed as
  * CUDA allows, and hostile changes between all steps, the bits are those of a device on which nothing changes. */
 #include "device.h"
+#include "device/split_device.h"
 #include "emu.h"
 #include "graph/fixture.h"
 #include "iface.h"
@@ -14,6 +15,7 @@
 
 #define STEPS 24u
 #define SLOTS 3
+#define FIXED 1e12 /* ns a byte: what is really measured does not move it */
 
 static cu_options options;
 
@@ -109,8 +111,99 @@ static void hostile_changes_between_steps_change_no_bit(void **state)
     ks_golden_fini(&g);
 }
 
+/* ---- cold experts shared between the host's cores and the link */
+
+static ks_device_iface main_iface;
+static ks_split_ctx split;
+static cu_dev *gpu;
+static uint32_t places = KS_PLACES_BY_RATE;
+
+static int bind_by_rate(void *dev, const ks_bind *b, ks_err *err)
+{
+    ks_bind own = *b;
+    own.host_places = places;
+    own.share_rows = 100;
+    gpu = dev;
+    return cu_iface.bind(dev, &own, err);
+}
+
+static int choose_shared(fixture *f, ks_err *err)
+{
+    (void)err;
+    main_iface = cu_iface;
+    main_iface.bind = bind_by_rate;
+    split = (ks_split_ctx) {
+        .main = &main_iface, .main_self = &plugin, .rest = &ks_cpu_device_iface, .rest_self = &f->cpu, .share = 1
+    };
+    f->iface = &ks_split_device_iface;
+    f->device_self = &split;
+    return 0;
+}
+
+/* Logits of steps whose cold experts go over the link as far as the given costs of a byte say. Returns the bytes that
+ * went to the device. */
+static uint64_t run_shared(uint64_t seed, double link, double cpu, const int32_t *ids, float *logits)
+{
+    ks_err err;
+    fixture f;
+    ks_device_stats a = { .size = sizeof a }, b = { .size = sizeof b };
+    options = (cu_options) { .resident = SLOTS, .ring = 3 };
+    must(fx_open(&f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, &err), &err);
+    const ks_place one = { 0, 1, 1, 0 };
+    must(f.iface->place(f.dev, &one, 1, &err), &err);
+    emu_seed(seed);
+    must(f.iface->stats(f.dev, &a, &err), &err);
+    for (uint32_t i = 0, pos = 0; i < STEPS; i++) {
+        fx_seq s = { .pos = pos, .n = 1 + i % 3, .ids = ids + pos };
+        gpu->ex.link_ns = link; /* what was measured is of no use here */
+        gpu->ex.cpu_ns[0] = gpu->ex.cpu_ns[1] = cpu;
+        must(fx_step(&f, &s, 1, logits + (size_t)pos * f.model.graph.n_vocab, NULL, &err), &err);
+        pos += s.n;
+    }
+    must(f.iface->stats(f.dev, &b, &err), &err);
+    assert_true(b.experts_hot > 0 && b.experts_cold > 0 && b.cold_ns > 0);
+    fx_close(&f);
+    return b.bytes_in - a.bytes_in;
+}
+
+static void cold_experts_come_over_the_link_as_far_as_rates_say(void **state)
+{
+    ks_golden g;
+    ks_err err;
+    (void)state;
+    must(ks_golden_expected(KS_SOURCE_DIR "/tests/golden/qwen3_moe", &g, &err), &err);
+    int32_t ids[128];
+    size_t floats = (size_t)STEPS * 2 * g.n_vocab;
+    for (uint32_t i = 0; i < 128; i++) ids[i] = g.ids[i % g.n_tok];
+    float *z[3] = { calloc(floats, 4), calloc(floats, 4), calloc(floats, 4) };
+    assert_true(z[0] && z[1] && z[2]);
+    fx_use_device(choose_shared);
+    uint64_t none = run_shared(1, 0, 0, ids, z[0]);
+    assert_int_equal(run_shared(2, 1e9, 1e-9, ids, z[1]), none); /* a link that is too slow */
+    assert_memory_equal(z[0], z[1], floats * sizeof(float));
+    assert_true(run_shared(3, FIXED, FIXED, ids, z[1]) > none);
+    for (uint64_t seed = 0; seed < 6; seed++) { /* equal rates, equal bits, whenever copies land */
+        (void)run_shared(seed, FIXED, FIXED, ids, z[2]);
+        assert_memory_equal(z[1], z[2], floats * sizeof(float));
+    }
+    (void)run_shared(4, 1e-9, 1, ids, z[2]); /* nearly all come over the link */
+    for (size_t i = 0; i < floats; i++)
+        for (uint32_t k = 1; k < 3; k++)
+            if (!(z[k][i] - z[0][i] < 1e-4f && z[0][i] - z[k][i] < 1e-4f))
+                fail_msg("logit %zu is %g, not %g", i, (double)z[k][i], (double)z[0][i]);
+    places = KS_PLACES_HOST; /* who wants equal bits gets them: rates count for nothing */
+    assert_int_equal(run_shared(5, 1e-9, 1, ids, z[2]), none);
+    assert_memory_equal(z[0], z[2], floats * sizeof(float));
+    fx_use_device(NULL);
+    for (uint32_t k = 0; k < 3; k++) free(z[k]);
+    ks_golden_fini(&g);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(hostile_changes_between_steps_change_no_bit) };
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(hostile_changes_between_steps_change_no_bit),
+        cmocka_unit_test(cold_experts_come_over_the_link_as_far_as_rates_say),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
