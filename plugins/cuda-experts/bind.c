@@ -42,16 +42,18 @@ static int alloc_regs(cu_dev *d, ks_err *err)
     return 0;
 }
 
-static int alloc_state(cu_dev *d, uint32_t i, ks_err *err)
+static int alloc_state(cu_dev *d, const ks_op *op, ks_err *err)
 {
-    const ks_state *s = cu_gstate(d->g, i);
-    struct dev_state *t = &d->states[i];
+    const ks_state *s = cu_gstate(d->g, (uint32_t)op->state);
+    struct dev_state *t = &d->states[op->state];
     size_t elem = ks_type_bits(d->bind.kv_type) / 8;
     if (t->k || t->rec) return 0;
     if (s->kind == KS_STATE_RECURRENT) {
         if (!d->bind.n_slots)
             return ks_fail(err, KS_E_INVAL, "the model has recurrent state, but no slots are bound for it");
-        t->rec = cu_alloc(d, (size_t)d->bind.n_slots * s->floats, sizeof(float), CU_FOR_STATE, err);
+        t->floats = op->kind == KS_OP_DELTA ? op->u.delta.n_v_heads * ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v)
+                                            : s->floats;
+        t->rec = cu_alloc(d, d->bind.n_slots * t->floats, sizeof(float), CU_FOR_STATE, err);
         return t->rec ? 0 : KS_E_NOMEM;
     }
     t->k_page_bytes = cu_round((size_t)d->bind.page_tok * s->k_width * elem, 64);
@@ -180,7 +182,7 @@ static int lay_ops(cu_dev *d, ks_err *err)
     for (uint32_t i = 0; i < d->g->n_ops; i++) {
         const ks_op *op = cu_op(d->g, i);
         if (!runs(d, i)) continue;
-        if (op->state >= 0 && (rc = alloc_state(d, (uint32_t)op->state, err))) return rc;
+        if (op->state >= 0 && (rc = alloc_state(d, op, err))) return rc;
         if ((rc = need_op(d, op, &n, err)) || (rc = need_act(d, op, err))) return rc;
     }
     return alloc_needs(d, &n, err);

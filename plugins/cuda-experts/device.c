@@ -220,7 +220,7 @@ static int cu_copy_slot(void *dev, uint32_t dst, uint32_t src, ks_err *err)
     if (dst >= d->bind.n_slots || src >= d->bind.n_slots)
         return ks_fail(err, KS_E_INVAL, "slot %u or %u of %u does not exist", dst, src, d->bind.n_slots);
     for (uint32_t i = 0; i < d->g->n_states && dst != src && !rc; i++)
-        rc = copy(d, d->states[i].rec, cu_gstate(d->g, i)->floats * sizeof(float), dst, src, err);
+        rc = copy(d, d->states[i].rec, d->states[i].floats * sizeof(float), dst, src, err);
     return rc;
 }
 

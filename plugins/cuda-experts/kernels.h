@@ -210,13 +210,17 @@ typedef struct cu_conv {
 void cu_launch_conv(const cu_conv *a, cu_stream s);
 
 typedef struct cu_delta {
-    uint32_t n_seqs, n_k_heads, n_v_heads, d_k, d_v, _pad;
+    uint32_t n_seqs, n_k_heads, n_v_heads, d_k, d_v;
+    uint32_t most_rows; /* of a sequence */
+    float scale;
+    uint32_t _pad;
     cu_reg q, k, v, b, a, o;
     const float *neg_a, *dt;
-    float *state;
-    size_t state_stride;
+    float *state;                     /* of slot 0: (n_v_heads, head_stride) */
+    size_t state_stride, head_stride; /* head_stride: ks_delta_floats() */
     const cu_seq *seqs;
 } cu_delta;
+size_t cu_delta_shared_bytes(uint32_t d_k);
 int cu_launch_delta(const cu_delta *a, cu_stream s); /* 0 or a CUDA error */
 
 #ifdef __cplusplus

@@ -1,6 +1,7 @@
 /* run: each op of the list becomes its launches on one stream; nothing is waited for before the end. [engine] */
 #include "device.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ---- what several ops share */
@@ -350,7 +351,7 @@ static int op_conv(cu_dev *d, const ks_op *op, ks_err *err)
                   .weight = cu_vector(d, op->w[0]),
                   .bias = cu_vector(d, op->w[1]),
                   .state = d->states[op->state].rec,
-                  .state_stride = cu_gstate(d->g, (uint32_t)op->state)->floats,
+                  .state_stride = d->states[op->state].floats,
                   .seqs = d->step.seqs };
     (void)err;
     cu_launch_conv(&a, d->compute);
@@ -359,11 +360,15 @@ static int op_conv(cu_dev *d, const ks_op *op, ks_err *err)
 
 static int op_delta(cu_dev *d, const ks_op *op, ks_err *err)
 {
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < d->batch->n_seqs; i++) most = cu_max(most, d->batch->seqs[i].n_rows);
     cu_delta a = { .n_seqs = d->batch->n_seqs,
                    .n_k_heads = op->u.delta.n_k_heads,
                    .n_v_heads = op->u.delta.n_v_heads,
                    .d_k = op->u.delta.d_k,
                    .d_v = op->u.delta.d_v,
+                   .most_rows = most,
+                   .scale = 1.0f / sqrtf((float)op->u.delta.d_k),
                    .q = d->regs[op->in[0]].r,
                    .k = d->regs[op->in[1]].r,
                    .v = d->regs[op->in[2]].r,
@@ -373,7 +378,8 @@ static int op_delta(cu_dev *d, const ks_op *op, ks_err *err)
                    .neg_a = cu_vector(d, op->w[0]),
                    .dt = cu_vector(d, op->w[1]),
                    .state = d->states[op->state].rec,
-                   .state_stride = cu_gstate(d->g, (uint32_t)op->state)->floats,
+                   .state_stride = d->states[op->state].floats,
+                   .head_stride = ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v),
                    .seqs = d->step.seqs };
     return cu_check(d, (cudaError_t)cu_launch_delta(&a, d->compute), "the delta rule", err);
 }
@@ -418,9 +424,7 @@ static bool can_run(const cu_dev *d, const ks_graph *g, const ks_op *op)
         w = cu_gweight(g, op->w[0]);
         return has_matmul(g, op->w[0]) && has_matmul(g, op->w[1]) &&
                can_attend(d, op->u.mla.d_latent + op->u.mla.d_rope, op->u.mla.d_latent);
-    case KS_OP_DELTA:
-        return op->u.delta.d_v <= 1024 &&
-               sizeof(float) * ((size_t)op->u.delta.d_k * op->u.delta.d_v + 2 * op->u.delta.d_k) <= d->shared_max;
+    case KS_OP_DELTA: return cu_delta_shared_bytes(op->u.delta.d_k) <= d->shared_max;
     case KS_OP_ROUTE: return (size_t)op->u.route.n_experts * 16 <= d->shared_max;
     default: return op->kind < sizeof op_table / sizeof op_table[0] && op_table[op->kind];
     }

@@ -374,6 +374,54 @@ STORE(BF16)
 STORE(F8E4M3)
 #undef STORE
 
+static void mul(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_mul_args *a = args;
+    uint32_t n = end - begin;
+    (void)scratch;
+    used = 0;
+    cu_reg x = { rows_up(a->x + begin * a->x_stride, n, a->x_stride * 4, (size_t)a->n * 4), a->n };
+    cu_reg y = { rows_up(a->y + begin * a->y_stride, n, a->y_stride * 4, (size_t)a->n_y * 4), a->n_y };
+    cu_launch_mul(x, y, x, (int32_t)a->act, n, a->n, a->n_y, NULL);
+    finish();
+    rows_down(a->z + begin * a->z_stride, a->z_stride * 4, x.p, (size_t)a->n * 4, 0, n, (size_t)a->n * 4);
+}
+
+/* All heads are computed, those asked for go back. */
+static void delta(const void *args, uint32_t begin, uint32_t end, void *scratch)
+{
+    const ks_delta_args *a = args;
+    size_t head = ks_delta_floats(a->d_k, a->d_v), n_q = (size_t)a->n_k_heads * a->d_k, n_v = a->n_v_heads;
+    cu_seq seq = { .n_rows = a->n_rows, .pos = a->pos };
+    (void)scratch;
+    used = 0;
+    cu_delta m = { .n_seqs = 1,
+                   .n_k_heads = a->n_k_heads,
+                   .n_v_heads = a->n_v_heads,
+                   .d_k = a->d_k,
+                   .d_v = a->d_v,
+                   .most_rows = a->n_rows,
+                   .scale = a->scale,
+                   .q = { rows_up(a->q, a->n_rows, a->q_stride * 4, n_q * 4), n_q },
+                   .k = { rows_up(a->k, a->n_rows, a->k_stride * 4, n_q * 4), n_q },
+                   .v = { rows_up(a->v, a->n_rows, a->v_stride * 4, n_v * a->d_v * 4), n_v * a->d_v },
+                   .b = { rows_up(a->b, a->n_rows, a->b_stride * 4, n_v * 4), n_v },
+                   .a = { rows_up(a->a, a->n_rows, a->a_stride * 4, n_v * 4), n_v },
+                   .neg_a = taken(a->neg_a, n_v * 4),
+                   .dt = taken(a->dt, n_v * 4),
+                   .state = taken(a->state, n_v * head * 4),
+                   .state_stride = n_v * head,
+                   .head_stride = head,
+                   .seqs = taken(&seq, sizeof seq) };
+    m.o = (cu_reg) { take(a->n_rows * n_v * a->d_v * 4), n_v * a->d_v };
+    keep((cudaError_t)cu_launch_delta(&m, NULL));
+    finish();
+    down(a->state + begin * head, m.state + begin * head, (end - begin) * head * 4);
+    for (uint32_t r = 0; r < a->n_rows; r++)
+        down(a->o + r * a->o_stride + (size_t)begin * a->d_v, m.o.p + r * m.o.stride + (size_t)begin * a->d_v,
+             (size_t)(end - begin) * a->d_v * 4);
+}
+
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_gpu", .fn = quant },
     { .op = KS_K_MATMUL,
@@ -408,6 +456,8 @@ static const ks_kernel rows[] = {
       .fn = matmul_MXFP4 },
     { .op = KS_K_NORM, .xtype = KS_T_F32, .name = "norm_gpu", .fn = norm },
     { .op = KS_K_ROPE, .xtype = KS_T_F32, .name = "rope_gpu", .fn = rope },
+    { .op = KS_K_MUL, .xtype = KS_T_F32, .name = "mul_gpu", .fn = mul },
+    { .op = KS_K_DELTA, .xtype = KS_T_F32, .name = "delta_gpu", .fn = delta },
     { .op = KS_K_GLU, .xtype = KS_T_F32, .name = "glu_gpu", .fn = glu },
     { .op = KS_K_ATTN, .wtype = KS_T_F32, .xtype = KS_T_F32, .name = "attn_f32_gpu", .fn = attn_F32 },
     { .op = KS_K_ATTN, .wtype = KS_T_BF16, .xtype = KS_T_F32, .name = "attn_bf16_gpu", .fn = attn_BF16 },
