@@ -87,10 +87,12 @@ static void cached(count *x, const ks_op *op, uint32_t window, uint32_t chunk, d
     x->c->mac_f32 += x->l->n_seqs * pairs * macs_a_pair;
 }
 
-static void recurrent(count *x, const ks_op *op, double macs_a_row)
+/* Read each step; written once in `lag` rows at least, which is how far a kernel may let it lag behind. */
+static void recurrent(count *x, const ks_op *op, double macs_a_row, double lag)
 {
     const ks_state *s = op->state >= 0 ? &x->g->states[op->state] : NULL;
-    if (s && s->kind == KS_STATE_RECURRENT) x->c->state_bytes += x->l->n_seqs * 2.0 * 4.0 * s->floats;
+    if (s && s->kind == KS_STATE_RECURRENT)
+        x->c->state_bytes += x->l->n_seqs * 4.0 * s->floats * (1 + fmin(x->l->rows / lag, 1));
     x->c->mac_f32 += rows_of(x, op->in[0]) * macs_a_row;
 }
 
@@ -117,9 +119,9 @@ static void count_op(count *x, const ks_op *op)
         break;
     }
     case KS_OP_INDEXER: cached(x, op, 0, 0, (double)op->u.indexer.n_heads * op->u.indexer.d, 0); break;
-    case KS_OP_CONV: recurrent(x, op, (double)op->u.conv.width * x->g->regs[op->out[0]].width); break;
+    case KS_OP_CONV: recurrent(x, op, (double)op->u.conv.width * x->g->regs[op->out[0]].width, 1); break;
     case KS_OP_DELTA: /* decay, what the key holds, its correction, what the query reads */
-        recurrent(x, op, 3.0 * op->u.delta.n_v_heads * op->u.delta.d_k * op->u.delta.d_v);
+        recurrent(x, op, 3.0 * op->u.delta.n_v_heads * op->u.delta.d_k * op->u.delta.d_v, KS_DELTA_CHUNK);
         break;
     case KS_OP_EMBED: {
         const ks_weight *w = &x->g->weights[op->w[0]];

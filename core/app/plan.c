@@ -48,6 +48,13 @@ int ks_plan_make(ks_app *a, ks_plan *ret, ks_err *err)
         else
             p.state_bytes += (uint64_t)s->floats * sizeof(float);
     }
+    for (uint32_t i = 0; i < g->n_ops; i++) { /* kernels keep some rows beside the matrices */
+        const ks_op *op = &g->ops[i];
+        if (op->kind == KS_OP_DELTA)
+            p.state_bytes +=
+                op->u.delta.n_v_heads * sizeof(float) *
+                (ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v) - (size_t)op->u.delta.d_k * op->u.delta.d_v);
+    }
     p.kv_bytes = p.kv_token_bytes * p.context;
     p.limit_bytes = (uint64_t)ks_config_int(a->config, "ram-limit");
     if (!p.limit_bytes) p.limit_bytes = ks_ram_available_bytes();

@@ -109,7 +109,7 @@ static void attention_reads_the_keys_it_sees(void **state)
     assert_near(c.mac_f32, 34 * 6 * 16);
 }
 
-static void recurrent_state_is_read_and_written(void **state)
+static void recurrent_state_is_read_each_step_and_written_each_chunk(void **state)
 {
     (void)state;
     ks_op op = { .kind = KS_OP_DELTA, .state = 1, .w = { -1 } };
@@ -117,8 +117,10 @@ static void recurrent_state_is_read_and_written(void **state)
     op.u.delta.d_k = 5;
     op.u.delta.d_v = 10;
     ks_cost c = count(&op, (ks_load) { .n_seqs = 3, .rows = 1 });
-    assert_near(c.state_bytes, 3 * 2 * 400);
+    assert_near(c.state_bytes, 3 * (1 + 1.0 / KS_DELTA_CHUNK) * 400);
     assert_near(c.mac_f32, 3 * 3 * 2 * 50);
+    c = count(&op, (ks_load) { .n_seqs = 3, .rows = 100 });
+    assert_near(c.state_bytes, 3 * 2 * 400);
 }
 
 static void the_bound_is_the_slower_of_memory_and_arithmetic(void **state)
@@ -165,7 +167,7 @@ int main(void)
         cmocka_unit_test(the_head_sees_only_the_rows_that_are_asked_for),
         cmocka_unit_test(experts_are_read_as_often_as_the_batch_touches_them),
         cmocka_unit_test(attention_reads_the_keys_it_sees),
-        cmocka_unit_test(recurrent_state_is_read_and_written),
+        cmocka_unit_test(recurrent_state_is_read_each_step_and_written_each_chunk),
         cmocka_unit_test(the_bound_is_the_slower_of_memory_and_arithmetic),
     };
     return cmocka_run_group_tests_name("cost", tests, NULL, NULL);
