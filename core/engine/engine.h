@@ -60,7 +60,7 @@ const ks_engine_api *ks_engine_api_get(void);
 KS_MUST_CHECK int ks_engine_heat(ks_engine *e, uint64_t *ret_counts, ks_err *err);
 /* True if the engine has chosen some experts of all that could stay; how many places are taken, and of how many
  * experts. The results may be NULL. [main] */
-bool ks_engine_places(const ks_engine *e, uint32_t *ret_slots, uint32_t *ret_experts);
+bool ks_engine_places(ks_engine *e, uint32_t *ret_slots, uint32_t *ret_experts);
 /* A heat map, in units of 1/KS_HCS_ONE: places the hottest experts; gives the map as it has become. [any] */
 KS_MUST_CHECK int ks_engine_heat_set(ks_engine *e, const uint64_t *counts, uint64_t rows, ks_err *err);
 KS_MUST_CHECK int ks_engine_heat_get(ks_engine *e, uint64_t *ret_counts, uint64_t *ret_rows, ks_err *err);

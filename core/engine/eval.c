@@ -91,9 +91,9 @@ int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, u
 
 int ks_engine_heat(ks_engine *e, uint64_t *ret_counts, ks_err *err)
 {
-    if (!e->o.device->heat) return ks_fail(err, KS_E_UNSUPPORTED, "the device does not count routed experts");
     pthread_mutex_lock(&e->step_mu);
-    int rc = e->o.device->heat(e->dev, ret_counts, err);
+    int rc = e->o.device->heat ? e->o.device->heat(e->dev, ret_counts, err)
+                               : ks_fail(err, KS_E_UNSUPPORTED, "the device does not count routed experts");
     pthread_mutex_unlock(&e->step_mu);
     return rc;
 }

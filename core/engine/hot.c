@@ -197,20 +197,24 @@ static int need_hcs(const ks_engine *e, ks_err *err)
     return e->hot.hcs ? 0 : ks_fail(err, KS_E_UNSUPPORTED, "no experts are placed on this device");
 }
 
-bool ks_engine_places(const ks_engine *e, uint32_t *ret_slots, uint32_t *ret_experts)
+bool ks_engine_places(ks_engine *e, uint32_t *ret_slots, uint32_t *ret_experts)
 {
-    if (!e->hot.hcs) return false;
-    if (ret_slots) *ret_slots = ks_hcs_used(e->hot.hcs);
-    if (ret_experts) *ret_experts = e->hot.n_experts;
-    return ks_hcs_used(e->hot.hcs) && !ks_hcs_holds_all(e->hot.hcs);
+    bool some = false;
+    pthread_mutex_lock(&e->step_mu); /* a lost device takes the policy with it */
+    if (e->hot.hcs) {
+        if (ret_slots) *ret_slots = ks_hcs_used(e->hot.hcs);
+        if (ret_experts) *ret_experts = e->hot.n_experts;
+        some = ks_hcs_used(e->hot.hcs) && !ks_hcs_holds_all(e->hot.hcs);
+    }
+    pthread_mutex_unlock(&e->step_mu);
+    return some;
 }
 
 int ks_engine_heat_set(ks_engine *e, const uint64_t *counts, uint64_t rows, ks_err *err)
 {
-    int rc = need_hcs(e, err);
-    if (rc) return rc;
     pthread_mutex_lock(&e->step_mu);
-    rc = e->o.device->heat(e->dev, e->hot.counts, err);
+    int rc = need_hcs(e, err);
+    if (!rc) rc = e->o.device->heat(e->dev, e->hot.counts, err);
     if (!rc) {
         ks_hcs_base(e->hot.hcs, e->hot.counts, e->hot.rows);
         ks_hcs_seed(e->hot.hcs, counts, rows);
@@ -222,10 +226,9 @@ int ks_engine_heat_set(ks_engine *e, const uint64_t *counts, uint64_t rows, ks_e
 
 int ks_engine_heat_get(ks_engine *e, uint64_t *ret_counts, uint64_t *ret_rows, ks_err *err)
 {
-    int rc = need_hcs(e, err);
-    if (rc) return rc;
     pthread_mutex_lock(&e->step_mu);
-    ks_hcs_heat(e->hot.hcs, ret_counts, ret_rows);
+    int rc = need_hcs(e, err);
+    if (!rc) ks_hcs_heat(e->hot.hcs, ret_counts, ret_rows);
     pthread_mutex_unlock(&e->step_mu);
-    return 0;
+    return rc;
 }

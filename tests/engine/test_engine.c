@@ -400,8 +400,23 @@ static void a_failing_device_ends_the_running_jobs_with_its_message(void **state
     stop(e, &f);
 }
 
+static atomic_bool watching;
+
+/* What a client may ask at any moment, also while a device is replaced. */
+static void *watch(void *engine)
+{
+    ks_err err;
+    while (atomic_load(&watching)) {
+        ks_stats s = { .size = sizeof s };
+        if (ks_engine_api_get()->stats(engine, &s, &err)) return engine;
+    }
+    return NULL;
+}
+
 static void take_over(bool recurrent)
 {
+    pthread_t watcher;
+    void *failed;
     fake f, g;
     client a, b, c, d;
     ks_err err;
@@ -411,6 +426,8 @@ static void take_over(bool recurrent)
     spare = &g;
     ks_engine *e = start(&f, recurrent, 512, 100, 1, 4, 64);
     spare = NULL;
+    atomic_store(&watching, true);
+    assert_int_equal(pthread_create(&watcher, NULL, watch, e), 0);
     make_prompt(p, 100, 2);
     client_init(&a);
     ks_request r = request(p, 100, 3);
@@ -442,6 +459,9 @@ static void take_over(bool recurrent)
     assert_int_equal(f.steps, steps);
     assert_false(ks_engine_lost(e, &err));
     assert_int_equal(ks_engine_eval(e, 0, p, 1, 0, z, NULL, &err), 0);
+    atomic_store(&watching, false);
+    assert_int_equal(pthread_join(watcher, &failed), 0);
+    assert_null(failed);
     stop(e, &f);
     fake_fini(&g);
 }
