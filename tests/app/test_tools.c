@@ -139,6 +139,40 @@ static void a_plan_has_parts_and_speeds(void **state)
     assert_true(number("context") == 100);
 }
 
+/* Where a GPU is, it is planned for as well, with the same numbers of experts. */
+static void a_plan_tells_the_memory_of_a_gpu_also_without_one(void **state)
+{
+    (void)state;
+    if (!ks_file_exists(KS_BUILD_DIR "/plugins/cuda-experts.so")) {
+        print_message("the GPU plugin is not built\n");
+        skip();
+    }
+    make_synth();
+    assert_int_equal(krasis(false, "plan --model-path tiny --device hybrid --vram-limit 1G --expert-divisor 2"), 0);
+    static const char *const parts[] = { "part on the GPU",
+                                         "weights: attention",
+                                         "KV cache",
+                                         "experts on their way",
+                                         "experts that stay",
+                                         "may be used (--vram-limit)",
+                                         "8 of 16 stay, 8 places for the others on their way: layer groups",
+                                         "with fewer than 300 tokens none" };
+    for (size_t i = 0; i < KS_COUNT(parts); i++) assert_contains(out, parts[i]);
+    assert_int_equal(krasis(false, "plan --json --model-path tiny --device cuda --vram-limit 1G --step-tokens 100"), 0);
+    assert_true(number("experts_that_stay") == 16);
+    assert_true(number("step_tokens") == 100);
+    assert_true(number("used_bytes") < number("budget_bytes"));
+    assert_true(number("budget_bytes") == 1 << 30);
+    assert_int_equal(krasis(false, "plan --model-path tiny --device cuda --vram-limit 64M"), 2);
+    assert_contains(out, "activations"); /* the parts are there all the same */
+    assert_int_equal(krasis(true, "plan --model-path tiny --device cuda --vram-limit 64M"), 2);
+    assert_contains(out, "MB may be used: raise --vram-limit, or lower --context");
+    assert_int_equal(krasis(true, "plan --model-path tiny --vram-limit 1G --expert-divisor 2 --layer-group-size 2 "
+                                  "--device cuda"),
+                     2);
+    assert_contains(out, "give one of the two");
+}
+
 static void synth_says_what_it_needs(void **state)
 {
     (void)state;
@@ -204,6 +238,7 @@ int main(void)
         cmocka_unit_test(check_reads_quantized_checkpoints),
         cmocka_unit_test(check_tells_what_is_wrong_with_a_quantized_checkpoint),
         cmocka_unit_test(a_plan_has_parts_and_speeds),
+        cmocka_unit_test(a_plan_tells_the_memory_of_a_gpu_also_without_one),
         cmocka_unit_test(synth_says_what_it_needs),
         cmocka_unit_test(bench_model_holds_runs_against_their_bound),
         cmocka_unit_test(bench_says_what_it_cannot_measure),
