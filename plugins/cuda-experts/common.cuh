@@ -58,6 +58,33 @@ static __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
+/* The sum over a block, the same in every thread; *ret_before: of the threads before. shared: a number a warp. */
+static __device__ uint32_t block_scan(uint32_t v, uint32_t *shared, uint32_t *ret_before)
+{
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = v;
+    for (uint32_t o = 1; o < 32; o *= 2) {
+        uint32_t u = __shfl_up_sync(~0u, sum, o);
+        if (lane >= o) sum += u;
+    }
+    __syncthreads();
+    if (lane == 31) shared[warp] = sum;
+    __syncthreads();
+    uint32_t before = 0, all = 0;
+    for (uint32_t i = 0; i < blockDim.x / 32; i++) {
+        if (i < warp) before += shared[i];
+        all += shared[i];
+    }
+    *ret_before = before + sum - v;
+    return all;
+}
+
+static __device__ __forceinline__ float cache_at(const cu_cache &c, const uint8_t *page, size_t i)
+{
+    if (c.type == KS_T_F32) return ((const float *)page)[i];
+    if (c.type == KS_T_BF16) return bf16_to_f32(((const uint16_t *)page)[i]);
+    return e4m3_to_f32(page[i]);
+}
+
 static __device__ __forceinline__ uint32_t ceil_div(uint32_t a, uint32_t b)
 {
     return (a + b - 1) / b;

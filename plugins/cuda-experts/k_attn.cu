@@ -17,13 +17,6 @@ static __host__ __device__ uint32_t keys_of(uint32_t d_k, uint32_t d_v)
     return d_k > 256 || d_v > 256 ? 16u : 32u;
 }
 
-static __device__ __forceinline__ float cache_at(const cu_cache &c, const uint8_t *page, size_t i)
-{
-    if (c.type == 1u /* KS_T_F32 */) return ((const float *)page)[i];
-    if (c.type == 3u /* KS_T_BF16 */) return bf16_to_f32(((const uint16_t *)page)[i]);
-    return e4m3_to_f32(page[i]);
-}
-
 /* Reductions over the 16 threads of a query. */
 static __device__ __forceinline__ float lanes_max(float v)
 {

@@ -169,25 +169,6 @@ int cu_launch_route(const cu_route *a, cu_stream s)
 
 /* ---- sorting: a block counts and places the pairs of one expert; the rows of an expert ascend */
 
-static __device__ uint32_t block_sum(uint32_t v, uint32_t *shared, uint32_t *ret_before)
-{
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = v;
-    for (uint32_t o = 1; o < 32; o *= 2) {
-        uint32_t u = __shfl_up_sync(~0u, sum, o);
-        if (lane >= o) sum += u;
-    }
-    __syncthreads();
-    if (lane == 31) shared[warp] = sum;
-    __syncthreads();
-    uint32_t before = 0, all = 0;
-    for (uint32_t i = 0; i < blockDim.x / 32; i++) {
-        if (i < warp) before += shared[i];
-        all += shared[i];
-    }
-    *ret_before = before + sum - v;
-    return all;
-}
-
 static __device__ int32_t expert_at(const cu_sort &a, uint32_t pair_at)
 {
     return ((const pair *)a.route)[pair_at / a.k * a.route_stride + pair_at % a.k].expert;
@@ -198,7 +179,7 @@ static __global__ void count_kernel(cu_sort a)
     __shared__ uint32_t shared[8];
     uint32_t n = 0, before, e = blockIdx.x;
     for (uint32_t i = threadIdx.x; i < a.n_rows * a.k; i += blockDim.x) n += expert_at(a, i) == (int32_t)e;
-    n = block_sum(n, shared, &before);
+    n = block_scan(n, shared, &before);
     if (threadIdx.x) return;
     a.begin[e + 1] = n;
     if (a.heat) a.heat[e] += n;
@@ -210,7 +191,7 @@ static __global__ void scan_kernel(cu_sort a)
     uint32_t sum = 0;
     for (uint32_t e0 = 0; e0 < a.n_experts; e0 += blockDim.x) {
         uint32_t e = e0 + threadIdx.x, n = e < a.n_experts ? a.begin[e + 1] : 0, before;
-        uint32_t all = block_sum(n, shared, &before);
+        uint32_t all = block_scan(n, shared, &before);
         if (e < a.n_experts) a.begin[e + 1] = sum + before + n;
         sum += all;
     }
@@ -225,7 +206,7 @@ static __global__ void place_kernel(cu_sort a)
     for (uint32_t i0 = 0; i0 < total; i0 += blockDim.x) {
         uint32_t i = i0 + threadIdx.x, before;
         bool mine = i < total && expert_at(a, i) == (int32_t)e;
-        uint32_t all = block_sum(mine, shared, &before);
+        uint32_t all = block_scan(mine, shared, &before);
         if (mine) {
             a.pair_row[to + before] = i / a.k;
             a.pair_weight[to + before] = ((const pair *)a.route)[i / a.k * a.route_stride + i % a.k].weight;
@@ -270,7 +251,7 @@ static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *
     uint32_t sum = 0;
     for (uint32_t e0 = 0; e0 < n_experts; e0 += blockDim.x) {
         uint32_t e = e0 + threadIdx.x, n = e < n_experts ? begin[e + 1] - begin[e] : 0, before;
-        uint32_t all = block_sum(n != 0, shared, &before);
+        uint32_t all = block_scan(n != 0, shared, &before);
         if (n) refs[sum + before] = cu_ref { where[e], e, begin[e], n, 0 };
         sum += all;
     }

@@ -159,6 +159,24 @@ typedef struct cu_absorb {
 } cu_absorb;
 void cu_launch_absorb(const cu_absorb *a, cu_stream s);
 
+/* Which keys a row looks at: at most top_k, ascending. Rows [row, row + n_rows) of the batch. */
+typedef struct cu_index {
+    uint32_t row, n_rows, n_heads, d, top_k, most_keys; /* most_keys: of a row */
+    float scale;
+    uint32_t _pad;
+    cu_reg q, w; /* (n_heads, d), (n_heads) of each row */
+    cu_cache k;
+    const uint32_t *row_seq;
+    const cu_seq *seqs;
+    const uint32_t *pages;
+    float *score; /* (n_rows, score_stride) */
+    size_t score_stride;
+    uint32_t *sel, *n_sel; /* (rows, sel_stride), (rows) */
+    size_t sel_stride;
+} cu_index;
+int cu_launch_index(const cu_index *a, cu_stream s); /* 0 or a CUDA error */
+size_t cu_index_shared_bytes(uint32_t n_heads, uint32_t d);
+
 /* ---- routing */
 typedef struct cu_route {
     uint32_t n_rows, n_experts, k, score, flags, n_group, topk_group, _pad;

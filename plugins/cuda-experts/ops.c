@@ -232,6 +232,43 @@ static int op_mla(cu_dev *d, const ks_op *op, ks_err *err)
     return 0;
 }
 
+/* Scores take the place of attention's spans; as many rows at a time as that holds. */
+static int op_indexer(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    const struct dev_state *st = &d->states[op->state];
+    const struct dev_reg *sel = &d->regs[op->out[0]];
+    uint32_t n = d->batch->n_rows, width = op->u.indexer.d, keys = 0;
+    append(d, op->in[1], st->k, st->k_page_bytes, width, 0);
+    for (uint32_t i = 0; i < d->batch->n_seqs; i++)
+        keys = cu_max(keys, d->batch->seqs[i].pos + d->batch->seqs[i].n_rows);
+    cu_index a = { .n_heads = op->u.indexer.n_heads,
+                   .d = width,
+                   .top_k = op->u.indexer.top_k,
+                   .most_keys = keys,
+                   .scale = op->u.indexer.scale,
+                   .q = d->regs[op->in[0]].r,
+                   .w = d->regs[op->in[2]].r,
+                   .k = { st->k, st->k_page_bytes, d->bind.kv_type, width, d->bind.page_tok, 0 },
+                   .row_seq = d->step.row_seq,
+                   .seqs = d->step.seqs,
+                   .pages = d->step.pages,
+                   .score = d->part,
+                   .score_stride = keys,
+                   .sel = (uint32_t *)(void *)sel->r.p,
+                   .n_sel = sel->n_sel,
+                   .sel_stride = sel->r.stride };
+    size_t most = d->part_floats / keys;
+    if (!most)
+        return ks_fail(err, KS_E_LIMIT, "%u keys are to be scored, there is room for %zu: lower --context", keys,
+                       d->part_floats);
+    int rc = 0;
+    for (; a.row < n && !rc; a.row += a.n_rows) {
+        a.n_rows = n - a.row < most ? n - a.row : (uint32_t)most;
+        rc = cu_check(d, (cudaError_t)cu_launch_index(&a, d->compute), "choosing keys", err);
+    }
+    return rc;
+}
+
 static int op_route(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const struct dev_reg *out = &d->regs[op->out[0]];
@@ -389,11 +426,11 @@ static int op_delta(cu_dev *d, const ks_op *op, ks_err *err)
 typedef int (*op_fn)(cu_dev *d, const ks_op *op, ks_err *err);
 
 static const op_fn op_table[] = {
-    [KS_OP_EMBED] = op_embed,   [KS_OP_NORM] = op_norm, [KS_OP_LINEAR] = op_linear, [KS_OP_ROPE] = op_rope,
-    [KS_OP_ATTN] = op_attn,     [KS_OP_MLA] = op_mla,   [KS_OP_CONV] = op_conv,     [KS_OP_DELTA] = op_delta,
-    [KS_OP_ROUTE] = op_route,   [KS_OP_MLP] = op_mlp,   [KS_OP_ADD] = op_add,       [KS_OP_MUL] = op_mul,
-    [KS_OP_SELECT] = op_select, [KS_OP_TAP] = op_tap,   [KS_OP_QSCALE] = op_qscale, [KS_OP_CLAMP] = op_clamp,
-    [KS_OP_EXPERTS] = NULL, /* cu_experts_run, which needs the op's index */
+    [KS_OP_EMBED] = op_embed,     [KS_OP_NORM] = op_norm, [KS_OP_LINEAR] = op_linear, [KS_OP_ROPE] = op_rope,
+    [KS_OP_ATTN] = op_attn,       [KS_OP_MLA] = op_mla,   [KS_OP_CONV] = op_conv,     [KS_OP_DELTA] = op_delta,
+    [KS_OP_ROUTE] = op_route,     [KS_OP_MLP] = op_mlp,   [KS_OP_ADD] = op_add,       [KS_OP_MUL] = op_mul,
+    [KS_OP_SELECT] = op_select,   [KS_OP_TAP] = op_tap,   [KS_OP_QSCALE] = op_qscale, [KS_OP_CLAMP] = op_clamp,
+    [KS_OP_INDEXER] = op_indexer, [KS_OP_EXPERTS] = NULL, /* cu_experts_run, which needs the op's index */
 };
 
 static bool has_matmul(const ks_graph *g, int32_t index)
@@ -425,6 +462,7 @@ static bool can_run(const cu_dev *d, const ks_graph *g, const ks_op *op)
         return has_matmul(g, op->w[0]) && has_matmul(g, op->w[1]) &&
                can_attend(d, op->u.mla.d_latent + op->u.mla.d_rope, op->u.mla.d_latent);
     case KS_OP_DELTA: return cu_delta_shared_bytes(op->u.delta.d_k) <= d->shared_max;
+    case KS_OP_INDEXER: return cu_index_shared_bytes(op->u.indexer.n_heads, op->u.indexer.d) <= d->shared_max;
     case KS_OP_ROUTE: return (size_t)op->u.route.n_experts * 16 <= d->shared_max;
     default: return op->kind < sizeof op_table / sizeof op_table[0] && op_table[op->kind];
     }

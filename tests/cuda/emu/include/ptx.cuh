@@ -313,6 +313,13 @@ static inline int __ffs(int v)
 {
     return __builtin_ffs(v);
 }
+/* Fibers give way at barriers only: nothing comes between. */
+static inline uint32_t atomicAdd(uint32_t *p, uint32_t v)
+{
+    uint32_t old = *p;
+    *p = old + v;
+    return old;
+}
 static inline bool emu_isfinite(float v)
 {
     return __builtin_isfinite(v);
