@@ -7,6 +7,7 @@ static int bench_clients(ks_config *c, ks_err *err)
     ks_app a = { 0 };
     const uint32_t n_new = (uint32_t)ks_config_int(c, "max-tokens");
     int rc = ks_app_open(c, &a, err);
+    a.heat.keep = false; /* random prompts teach nothing about real ones */
     if (!rc)
         rc = ks_bench_clients(&a, (uint32_t)ks_config_int(c, "prompt-tokens"), n_new < 2 ? KS_BENCH_NEW_TOKENS : n_new,
                               ks_config_bool(c, "json"), err);

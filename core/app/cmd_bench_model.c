@@ -437,6 +437,7 @@ int ks_bench_model(ks_config *c, ks_err *err)
     if (!rc) rc = add_tests(b, err);
     if (!rc) rc = open_weights(b, err);
     if (!rc) rc = ks_app_start(&b->a, err);
+    b->a.heat.keep = false; /* random prompts teach nothing about real ones */
     if (!rc) rc = ks_meter_open(&b->meter, b->a.pool, err);
     if (!rc && !b->n) rc = ks_fail(err, KS_E_CONFIG, "no test: give --prompts, --depths or --batches");
     if (!rc) rc = measure(b, err);
