@@ -376,7 +376,7 @@ static int delta_case(suite *s, uint32_t n_k, uint32_t share, uint32_t d_k, uint
     if (a.state) memset(a.state, 0, bytes);
     (void)snprintf(s->what, sizeof s->what, "%u heads of %u x %u over %u, %u rows", n_v, d_k, d_v, n_k, n_rows);
     suite_case c = { .args = &a, .n_units = n_v, .elem_bytes = 4, .unit_of = delta_unit, .eval = eval_delta };
-    c.eps = 0x1p-21;
+    c.eps = 0x1p-22;
     ks_delta_args piece;
     int rc = suite_check(s, &c);
     if (!rc) rc = check_pieces(s, &piece, &a, sizeof a, n_rows, n_v, cut_delta);
