@@ -276,7 +276,9 @@ static int compare(cu_dev *d, uint64_t free_before, ks_err *err)
                    "GPU %d: %.1f MB planned, %.1f MB used (%.1f MB of them the context), budget %.1f MB", d->index,
                    (double)cu_plan_bytes(d) / 1e6, (double)(gone + context) / 1e6, (double)context / 1e6,
                    (double)d->budget / 1e6);
-    d->host->log(d->host, KS_LOG_INFO, line);
+    /* Other programs may take memory at the same moment; but a plan that is wrong must be seen. */
+    bool off = gone + context > cu_plan_bytes(d) + cu_plan_bytes(d) / 20;
+    d->host->log(d->host, off ? KS_LOG_WARN : KS_LOG_INFO, line);
     return 0;
 }
 

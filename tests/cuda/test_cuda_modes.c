@@ -6,6 +6,7 @@
 #include "base/base.h"
 #include "base/file.h"
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -165,6 +166,37 @@ static void prompts_of_3000_tokens_have_the_same_bits_in_every_mode(void **state
     compare("flat", 3000);
 }
 
+/* With the CPU's share a row's sum has another order: nearly the same, and the same where nothing is shared. */
+static void the_cpu_s_share_is_nearly_the_same(void **state)
+{
+    static const char *const cuda[] = {
+        "device", "cuda", "vram-limit", "1G", "expert-divisor", "2", "heat", "off", NULL
+    };
+    static const char *const few[] = {
+        "device", "hybrid",         "vram-limit", "1G", "gpu-prefill-threshold", "50", "heat",
+        "off",    "expert-divisor", "2",          NULL
+    };
+    size_t n = 0, m = 0;
+    (void)state;
+    for (uint32_t rows = 49; rows <= 50; rows++) {
+        float *a = states_of("deep", rows, "24 of 48 experts stay, 24 places", cuda, &n);
+        float *b = states_of("deep", rows, "steps of fewer than 50 tokens stream no experts", few, &m);
+        double most = 0, squares = 0;
+        assert_int_equal(n, m);
+        for (size_t i = 0; i < n; i++) {
+            most = fmax(most, fabs((double)a[i] - (double)b[i]));
+            squares += (double)a[i] * (double)a[i];
+        }
+        const double size = sqrt(squares / (double)n);
+        if (rows == 50)
+            assert_true(most == 0);
+        else if (!(most > 0 && most < 1e-2 * size))
+            fail_msg("%g of %g apart", most, size);
+        free(a);
+        free(b);
+    }
+}
+
 static void expect_error(const char *what, int code, const char *const *settings)
 {
     ks_config *c = NULL;
@@ -216,6 +248,7 @@ int main(void)
         cmocka_unit_test(prompts_of_3_tokens_have_the_same_bits_in_every_mode),
         cmocka_unit_test(prompts_of_300_tokens_have_the_same_bits_in_every_mode),
         cmocka_unit_test(prompts_of_3000_tokens_have_the_same_bits_in_every_mode),
+        cmocka_unit_test(the_cpu_s_share_is_nearly_the_same),
         cmocka_unit_test(what_does_not_fit_is_refused_before_weights_are_read),
         cmocka_unit_test(a_gpu_is_used_where_it_fits_and_else_left_out),
     };
