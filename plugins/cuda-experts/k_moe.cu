@@ -2,6 +2,9 @@
 #include "common.cuh"
 #include <krasis/graph.h>
 
+#define FEW_PAIRS 128u
+#define NOWHERE UINT32_MAX /* of a pair that another device has */
+
 struct pair {
     int32_t expert;
     float weight;
@@ -178,7 +181,11 @@ static __global__ void count_kernel(cu_sort a)
 {
     __shared__ uint32_t shared[8];
     uint32_t n = 0, before, e = blockIdx.x;
-    for (uint32_t i = threadIdx.x; i < a.n_rows * a.k; i += blockDim.x) n += expert_at(a, i) == (int32_t)e;
+    for (uint32_t i = threadIdx.x; i < a.n_rows * a.k; i += blockDim.x) {
+        int32_t of = expert_at(a, i);
+        n += of == (int32_t)e;
+        if (e == 0 && of < 0) a.slot_pair[i] = NOWHERE;
+    }
     n = block_scan(n, shared, &before);
     if (threadIdx.x) return;
     a.begin[e + 1] = n;
@@ -216,9 +223,43 @@ static __global__ void place_kernel(cu_sort a)
     }
 }
 
+/* All three in one block, where there are few pairs (writing an answer): a thread an expert. */
+static __global__ void __launch_bounds__(256) sort_few_kernel(cu_sort a)
+{
+    __shared__ int32_t expert[FEW_PAIRS];
+    __shared__ uint32_t shared[8];
+    uint32_t total = a.n_rows * a.k, sum = 0;
+    for (uint32_t i = threadIdx.x; i < total; i += blockDim.x) {
+        expert[i] = expert_at(a, i);
+        if (expert[i] < 0) a.slot_pair[i] = NOWHERE;
+    }
+    __syncthreads();
+    for (uint32_t e0 = 0; e0 < a.n_experts; e0 += blockDim.x) {
+        uint32_t e = e0 + threadIdx.x, n = 0, before;
+        for (uint32_t i = 0; i < total; i++) n += expert[i] == (int32_t)e;
+        if (e >= a.n_experts) n = 0;
+        uint32_t all = block_scan(n, shared, &before), to = sum + before;
+        sum += all;
+        if (e >= a.n_experts) continue;
+        a.begin[e + 1] = to + n;
+        if (a.heat) a.heat[e] += n;
+        for (uint32_t i = 0; n && i < total; i++) {
+            if (expert[i] != (int32_t)e) continue;
+            a.pair_row[to] = i / a.k;
+            a.pair_weight[to] = ((const pair *)a.route)[i / a.k * a.route_stride + i % a.k].weight;
+            a.slot_pair[i] = to++;
+        }
+    }
+    if (threadIdx.x == 0) a.begin[0] = 0;
+}
+
 int cu_launch_sort(const cu_sort *a, cu_stream s)
 {
     if (!a->n_rows) return 0;
+    if ((uint64_t)a->n_rows * a->k <= FEW_PAIRS) {
+        CU_LAUNCH(sort_few_kernel, 1, 256, 0, s)(*a);
+        return 0;
+    }
     CU_LAUNCH(count_kernel, a->n_experts, 256, 0, s)(*a);
     CU_LAUNCH(scan_kernel, 1, 256, 0, s)(*a);
     CU_LAUNCH(place_kernel, a->n_experts, 256, 0, s)(*a);

@@ -257,6 +257,32 @@ static void every_failed_call_is_an_error_and_leaves_nothing_behind(void **state
     assert_true(failed > 50 && retired > 5);
 }
 
+/* Launches of a step of one row, all experts resident: each costs some microseconds, whatever it computes. */
+static void a_row_needs_no_more_launches_than_it_did(void **state)
+{
+    static const struct {
+        const char *family;
+        uint32_t most;
+    } limits[] = { { "qwen3_moe", 50 }, { "qwen3_next", 115 }, { "deepseek_v32", 106 } };
+    ks_err err;
+    (void)state;
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        fixture f;
+        char dir[512];
+        (void)snprintf(dir, sizeof dir, "%s/tests/golden/%s", KS_SOURCE_DIR, limits[i].family);
+        must(ks_golden_write(dir, limits[i].family, &err), &err);
+        options = (cu_options) { .resident = -1 };
+        must(fx_open(&f, limits[i].family, "ref", 1, KS_T_F32, NULL, &err), &err); /* no op is left to the CPU */
+        uint64_t before = emu.n_launches;
+        must(step(&f, 1, &err), &err);
+        uint64_t n = emu.n_launches - before;
+        print_message("  %s: %llu launches, %u layers\n", limits[i].family, (unsigned long long)n, LAYERS(&f));
+        fx_close(&f);
+        if (n > limits[i].most) fail_msg("%llu launches, %u were enough before", (unsigned long long)n, limits[i].most);
+    }
+    nothing_is_left();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -266,6 +292,7 @@ int main(void)
         cmocka_unit_test(where_all_stay_nothing_can_be_dropped),
         cmocka_unit_test(the_resident_set_never_exceeds_the_budget),
         cmocka_unit_test(too_little_memory_says_what_did_not_fit),
+        cmocka_unit_test(a_row_needs_no_more_launches_than_it_did),
         cmocka_unit_test(every_failed_call_is_an_error_and_leaves_nothing_behind),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
