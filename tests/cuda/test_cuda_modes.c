@@ -163,6 +163,10 @@ static void prompts_of_300_tokens_have_the_same_bits_in_every_mode(void **state)
 static void prompts_of_3000_tokens_have_the_same_bits_in_every_mode(void **state)
 {
     (void)state;
+    if (!KS_TEST_ALL) {
+        print_message("  skipped: takes half a minute (KS_TEST_ALL=ON ./dev test)\n");
+        skip();
+    }
     compare("flat", 3000);
 }
 
