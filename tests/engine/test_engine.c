@@ -252,7 +252,7 @@ static void sampling_in_parallel_changes_nothing(void **state)
     if (ks_pool_open(&o, &pool, &err)) fail_msg("%s", err.msg);
     draw_many(many, N);
     ks_pool_counts(pool, &runs, &parks);
-    assert_true(runs >= 100); /* one a step */
+    assert_true(runs >= 50); /* one a step, but for those before all have come */
     ks_pool_close(pool);
     pool = NULL;
     for (uint32_t i = 0; i < N; i++) {
