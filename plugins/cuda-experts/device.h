@@ -279,13 +279,35 @@ int cu_count(cu_dev *d, ks_err *err);                      /* what bind needs: f
 int cu_bind(void *dev, const ks_bind *b, ks_err *err);
 void cu_unbind(cu_dev *d);
 
+/* Products of some experts with the pairs that ask for them. */
+struct cu_job {
+    const ks_op *op;
+    const struct dev_bank *bank;
+    const cu_ref *refs;
+    const uint32_t *n_refs;
+    uint32_t n_mat, n_rows;  /* matrices at most; rows of the one with most at most */
+    uint32_t first, n_pairs; /* of these experts */
+};
+
 /* experts.c */
 int cu_experts_lay_out(cu_dev *d, ks_err *err); /* memory and tables: no call to the driver, it may be for planning */
 int cu_experts_fill(cu_dev *d, ks_err *err);
 void cu_experts_unbind(cu_dev *d);
 int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err);
-int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
+
+void cu_products(cu_dev *d, const struct cu_job *j);
+void cu_combine_pairs(cu_dev *d, const ks_op *op); /* the sums of the rows */
+
+/* stream.c */
+int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */
+/* The slot of an expert that is not resident, whose event `landed` says when it can be read. */
+int cu_ring_take(cu_dev *d, uint32_t bank, uint32_t e, struct ring_slot **ret, ks_err *err);
+int cu_ring_give_back(cu_dev *d, ks_err *err); /* all products with the taken slots are launched */
+int cu_run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
+
+/* shared.c */
+int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
 
 /* place.c */
 int cu_place_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */

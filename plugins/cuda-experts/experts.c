@@ -1,19 +1,14 @@
-/* EXPERTS: where each expert's bytes are, how the others come, and the products.
+/* EXPERTS: memory and tables of the experts, their products, and who brings which.
  *
  * Resident experts have a slot each; which ones is place()'s choice, at first the lowest of every layer. The others
- * are copied into a ring of slots on a stream of their own: a copy waits until the last products that read its slot are
- * done, the products wait until the group's copies have landed. An expert goes over the link once a step, whatever the
- * number of rows. Products, sums and their order are the same for both, so the bits are. [engine] */
+ * are streamed (stream.c) or, in steps of few rows, left to the host (shared.c). Products, sums and their order are the
+ * same for resident and streamed ones, so the bits are. [engine] */
 #include "device.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define NOBODY UINT32_MAX
-#define FEW_ROWS 4u     /* up to here the host's cores wait for memory, not for arithmetic */
-#define MAX_FETCHED 16u /* of one layer's cold experts, by steps that leave the others to the host */
-#define GROUPS 4u       /* a group of streamed experts takes this part of the ring */
-#define AHEAD 2u        /* rows an expert, on average, from which on all experts are taken to be asked for */
 
 /* ---- bind */
 
@@ -244,15 +239,6 @@ void cu_experts_unbind(cu_dev *d)
 
 /* ---- run */
 
-struct job {
-    const ks_op *op;
-    const struct dev_bank *bank;
-    const cu_ref *refs;
-    const uint32_t *n_refs;
-    uint32_t n_mat, n_rows;  /* matrices at most; rows of the one with most at most */
-    uint32_t first, n_pairs; /* of these experts */
-};
-
 static cu_act act_rows(cu_act a, uint32_t first)
 {
     a.q += (size_t)first * a.q_stride;
@@ -261,7 +247,7 @@ static cu_act act_rows(cu_act a, uint32_t first)
     return a;
 }
 
-static void set_refs(const cu_dev *d, cu_matmul *m, const struct job *j, size_t w_off, int32_t bias)
+static void set_refs(const cu_dev *d, cu_matmul *m, const struct cu_job *j, size_t w_off, int32_t bias)
 {
     m->n_mat = j->n_mat;
     m->refs = j->refs;
@@ -272,7 +258,7 @@ static void set_refs(const cu_dev *d, cu_matmul *m, const struct job *j, size_t 
     m->bias_stride = bias < 0 ? 0 : d->weights[bias].stride / sizeof(float);
 }
 
-static void products(cu_dev *d, const struct job *j)
+void cu_products(cu_dev *d, const struct cu_job *j)
 {
     cu_experts *x = &d->ex;
     const ks_op *op = j->op;
@@ -306,7 +292,7 @@ static void products(cu_dev *d, const struct job *j)
     cu_launch_matmul(&m, d->compute);
 }
 
-static void combine(cu_dev *d, const ks_op *op)
+void cu_combine_pairs(cu_dev *d, const ks_op *op)
 {
     cu_experts *x = &d->ex;
     cu_combine c = { .n_rows = d->batch->n_rows,
@@ -327,328 +313,16 @@ static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
     cu_experts *x = &d->ex;
     uint32_t n = d->batch->n_rows * op->u.mlp.k;
     cu_launch_refs(x->begin, b->where_dev, b->n_experts, x->refs, x->n_refs, d->compute);
-    struct job j = { .op = op,
-                     .bank = b,
-                     .refs = x->refs,
-                     .n_refs = x->n_refs,
-                     .n_mat = cu_min(b->n_experts, n),
-                     .n_rows = d->batch->n_rows,
-                     .n_pairs = n };
-    products(d, &j);
-    combine(d, op);
+    struct cu_job j = { .op = op,
+                        .bank = b,
+                        .refs = x->refs,
+                        .n_refs = x->n_refs,
+                        .n_mat = cu_min(b->n_experts, n),
+                        .n_rows = d->batch->n_rows,
+                        .n_pairs = n };
+    cu_products(d, &j);
+    cu_combine_pairs(d, op);
     atomic_fetch_add_explicit(&d->hot, n, memory_order_relaxed);
-}
-
-/* ---- the ring */
-
-/* The next expert goes on its way, as soon as the products that read its slot are done. */
-static int send(cu_dev *d, uint32_t bank, uint32_t e, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    struct ring_slot *s = &x->ring[x->tail % x->n_ring];
-    int rc;
-    s->bank = bank;
-    s->expert = e;
-    if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, s->free, 0), "waiting for a slot", err)) ||
-        (rc = cu_copy_expert(d, &x->banks[bank], e, s->p, err)) ||
-        (rc = cu_check(d, cudaEventRecord(s->landed, d->copy), "an event", err)))
-        return rc;
-    x->tail++;
-    return 0;
-}
-
-/* What was sent and not used is forgotten; copies into the same slots queue up behind. */
-static void forget(cu_experts *x)
-{
-    x->tail = x->taken = x->head;
-    x->ahead_bank = x->n_banks;
-}
-
-static int send_ahead(cu_dev *d, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    int rc = 0;
-    while (x->ahead_bank < x->n_banks && x->tail - x->head < x->n_ring && !rc) {
-        const struct dev_bank *b = &x->banks[x->ahead_bank];
-        if (x->ahead_expert == b->n_experts) {
-            x->ahead_bank++;
-            x->ahead_expert = 0;
-            continue;
-        }
-        if (!b->where[x->ahead_expert]) rc = send(d, x->ahead_bank, x->ahead_expert, err);
-        x->ahead_expert++;
-    }
-    return rc;
-}
-
-/* With so many rows nearly every expert is asked for: they are sent in their order, through all layers. */
-int cu_experts_begin(cu_dev *d, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    int rc = cu_place_begin(d, err);
-    if (rc || !x->n_ring) return rc;
-    if (x->cold_x && d->batch->n_rows < d->share_rows) { /* the host computes: nothing is sent unasked */
-        forget(x);
-        return 0;
-    }
-    const ks_op *op = cu_op(d->g, x->banks[0].op);
-    if (x->tail > x->taken && (uint64_t)d->batch->n_rows * op->u.mlp.k >= AHEAD * x->banks[0].n_experts) return 0;
-    forget(x);
-    if ((uint64_t)d->batch->n_rows * op->u.mlp.k < AHEAD * x->banks[0].n_experts) return 0;
-    x->ahead_bank = x->ahead_expert = 0;
-    return send_ahead(d, err);
-}
-
-/* The slot of an expert that is not resident: it was sent ahead, or goes now. */
-static int take(cu_dev *d, uint32_t bank, uint32_t e, struct ring_slot **ret, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct ring_slot *next = &x->ring[x->taken % x->n_ring];
-    int rc = 0;
-    if (x->taken < x->tail && (next->bank != bank || next->expert != e)) { /* somebody else's order of ops */
-        x->tail = x->taken;
-        x->ahead_bank = x->n_banks;
-    }
-    if (x->taken == x->tail) rc = send(d, bank, e, err);
-    *ret = &x->ring[x->taken % x->n_ring];
-    x->taken += !rc;
-    return rc;
-}
-
-/* Sent ahead, and no row wants it. */
-static void skip(cu_experts *x, uint32_t bank, uint32_t e)
-{
-    const struct ring_slot *next = &x->ring[x->taken % x->n_ring];
-    if (x->taken < x->tail && next->bank == bank && next->expert == e) x->taken++;
-}
-
-/* All products with the taken slots are launched. */
-static int give_back(cu_dev *d, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    int rc = 0;
-    for (; x->head < x->taken && !rc; x->head++)
-        rc = cu_check(d, cudaEventRecord(x->ring[x->head % x->n_ring].free, d->compute), "an event", err);
-    return rc ? rc : send_ahead(d, err);
-}
-
-/* ---- streamed experts */
-
-/* Experts [*at, ...) of a group: as many as a part of the ring holds, so that the next ones come while these compute.
- */
-static int fill_group(cu_dev *d, uint32_t bank, uint32_t *at, uint32_t ref, struct job *j, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct dev_bank *b = &x->banks[bank];
-    uint32_t cap = cu_max(x->n_ring / GROUPS, 1), e = *at;
-    uint64_t hot = 0, cold = 0, first = x->taken;
-    struct ring_slot *last = NULL;
-    int rc = 0;
-    j->first = x->begin_host[e];
-    for (; e < b->n_experts && !rc; e++) {
-        uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
-        const uint8_t *w = b->where[e];
-        if (!w && x->taken - first == cap) break;
-        if (!n) {
-            if (!w) skip(x, bank, e);
-            continue;
-        }
-        *(w ? &hot : &cold) += n;
-        if (!w && !(rc = take(d, bank, e, &last, err))) w = last->p;
-        x->refs_host[ref + j->n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
-        j->n_rows = cu_max(j->n_rows, n);
-    }
-    j->n_pairs = x->begin_host[e] - j->first;
-    *at = e;
-    atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
-    atomic_fetch_add_explicit(&d->cold, cold, memory_order_relaxed);
-    if (!rc && last) rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
-    return rc;
-}
-
-static int run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct dev_bank *b = &x->banks[bank];
-    int rc = cu_check(d,
-                      cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
-                                      cudaMemcpyDeviceToHost, d->compute),
-                      "routed pairs", err);
-    if (!rc) rc = cu_wait(d, "routed pairs", err);
-    for (uint32_t e = 0, ref = 0; e < b->n_experts && !rc;) {
-        struct job j = { .op = op, .bank = b, .refs = x->refs + ref };
-        if ((rc = fill_group(d, bank, &e, ref, &j, err))) break;
-        if (j.n_mat) {
-            rc = cu_check(d,
-                          cudaMemcpyAsync(x->refs + ref, x->refs_host + ref, j.n_mat * sizeof *x->refs,
-                                          cudaMemcpyHostToDevice, d->compute),
-                          "routed pairs", err);
-            if (rc) break;
-            ref += j.n_mat;
-            products(d, &j);
-        }
-        rc = give_back(d, err);
-    }
-    if (!rc) combine(d, op);
-    return rc;
-}
-
-/* ---- shared with the host: few rows, whose cold experts its cores compute while the device has the hot ones */
-
-/* Input and routes to the host; keep: the pairs that are its. */
-static int fetch_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct dev_reg *in = &d->regs[op->in[0]], *route = &d->regs[op->in[1]];
-    uint32_t n = d->batch->n_rows, k = op->u.mlp.k;
-    size_t row = (size_t)in->width * sizeof(float), pairs = (size_t)k * 8;
-    int rc = cu_check(d,
-                      cudaMemcpy2DAsync(x->cold_x, row, in->r.p, in->r.stride * sizeof(float), row, n,
-                                        cudaMemcpyDeviceToHost, d->compute),
-                      "rows for the host's experts", err);
-    if (!rc)
-        rc = cu_check(d,
-                      cudaMemcpy2DAsync(x->cold_route, pairs, route->r.p, route->r.stride * 8, pairs, n,
-                                        cudaMemcpyDeviceToHost, d->compute),
-                      "rows for the host's experts", err);
-    if (!rc)
-        rc = cu_check(d,
-                      cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
-                                      cudaMemcpyDeviceToHost, d->compute),
-                      "routed pairs", err);
-    if (!rc) rc = cu_wait(d, "rows for the host's experts", err);
-    atomic_fetch_add_explicit(&d->bytes_out, n * (row + pairs), memory_order_relaxed);
-    for (size_t i = 0; i < (size_t)n * k && !rc; i++) {
-        memcpy(&x->cold_ids[i], (const uint8_t *)x->cold_route + i * 8, 4);
-        memcpy(&x->cold_weights[i], (const uint8_t *)x->cold_route + i * 8 + 4, 4);
-    }
-    return rc;
-}
-
-/* The hottest cold expert of the op that is not fetched yet; n_experts: there is none. */
-static uint32_t hottest_cold(const cu_dev *d, const struct dev_bank *b)
-{
-    const cu_experts *x = &d->ex;
-    const uint64_t *heat = b->layer < d->g->n_layers ? x->heat_host + (size_t)b->layer * d->g->n_experts : NULL;
-    uint32_t best = b->n_experts;
-    for (uint32_t e = 0; e < b->n_experts; e++)
-        if (x->begin_host[e + 1] > x->begin_host[e] && !b->where[e] && !x->fetched[e] &&
-            (best == b->n_experts || (heat && heat[e] > heat[best])))
-            best = e;
-    return best;
-}
-
-/* Where the link has time that the host's cores leave it: so many of the cold experts come over it that both end
- * together, by their measured rates; the hottest, since they are asked for by most rows to come. Only where the host
- * lets bits depend on rates. */
-static int fetch_some(cu_dev *d, uint32_t bank, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct dev_bank *b = &x->banks[bank];
-    double cpu = x->cpu_ns[d->batch->n_rows > FEW_ROWS];
-    uint32_t n_cold = 0, most = cu_min(x->n_ring, MAX_FETCHED);
-    int rc = 0;
-    memset(x->fetched, 0, b->n_experts * sizeof *x->fetched);
-    x->n_fetched = 0;
-    if (d->bind.host_places != KS_PLACES_BY_RATE || x->link_ns <= 0 || cpu <= 0) return 0;
-    for (uint32_t e = 0; e < b->n_experts; e++) n_cold += x->begin_host[e + 1] > x->begin_host[e] && !b->where[e];
-    uint32_t n = cu_min((uint32_t)(n_cold * cpu / (cpu + x->link_ns)), most);
-    for (; x->n_fetched < n && !rc; x->n_fetched++) {
-        uint32_t e = hottest_cold(d, b);
-        rc = take(d, bank, e, &x->fetched[e], err);
-    }
-    return rc;
-}
-
-/* Which pairs are the host's; returns their number, and the experts they have in *ret_experts. */
-static uint32_t keep_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint32_t *ret_experts)
-{
-    cu_experts *x = &d->ex;
-    uint32_t n = 0, pairs = d->batch->n_rows * op->u.mlp.k;
-    for (uint32_t i = 0; i < pairs; i++) {
-        x->cold_keep[i] = !b->where[x->cold_ids[i]] && !x->fetched[x->cold_ids[i]];
-        n += x->cold_keep[i];
-    }
-    *ret_experts = 0;
-    for (uint32_t e = 0; e < b->n_experts; e++)
-        *ret_experts += x->begin_host[e + 1] > x->begin_host[e] && !b->where[e] && !x->fetched[e];
-    return n;
-}
-
-/* Products of the experts that are resident, or of those that were fetched; refs [*ref, ...) are theirs. */
-static int launch_some(cu_dev *d, const ks_op *op, const struct dev_bank *b, bool fetched, uint32_t *ref, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    struct job j = { .op = op, .bank = b, .refs = x->refs + *ref, .n_pairs = d->batch->n_rows * op->u.mlp.k };
-    uint64_t pairs = 0;
-    for (uint32_t e = 0; e < b->n_experts; e++) {
-        uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
-        const uint8_t *w = !fetched ? b->where[e] : x->fetched[e] ? x->fetched[e]->p : NULL;
-        if (!n || !w) continue;
-        x->refs_host[*ref + j.n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
-        j.n_rows = cu_max(j.n_rows, n);
-        pairs += n;
-    }
-    if (!fetched) {
-        atomic_fetch_add_explicit(&d->hot, pairs, memory_order_relaxed);
-        atomic_fetch_add_explicit(&d->cold, j.n_pairs - pairs, memory_order_relaxed);
-    }
-    if (!j.n_mat) return 0;
-    int rc = cu_check(d,
-                      cudaMemcpyAsync(x->refs + *ref, x->refs_host + *ref, j.n_mat * sizeof *x->refs,
-                                      cudaMemcpyHostToDevice, d->compute),
-                      "routed pairs", err);
-    *ref += j.n_mat;
-    if (!rc) products(d, &j);
-    return rc;
-}
-
-/* The device's part: the places of the others in the sum hold zeros. Resident experts do not wait for the fetched. */
-static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    size_t out = (size_t)d->batch->n_rows * op->u.mlp.k * cu_gweight(d->g, op->w[1])->n_out;
-    uint32_t ref = 0;
-    int rc = cu_check(d, cudaMemsetAsync(x->out, 0, out * sizeof(float), d->compute), "the experts' sums", err);
-    if (!rc) rc = launch_some(d, op, b, false, &ref, err);
-    if (rc || !x->n_fetched) return rc;
-    const struct ring_slot *last = &x->ring[(x->taken - 1) % x->n_ring];
-    rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
-    if (!rc) rc = launch_some(d, op, b, true, &ref, err);
-    return rc ? rc : give_back(d, err);
-}
-
-/* What the host's cores need for an expert's byte, smoothed. */
-static void measure_cold(cu_dev *d, const struct dev_bank *b, uint32_t n_experts, uint64_t ns)
-{
-    double *cpu = &d->ex.cpu_ns[d->batch->n_rows > FEW_ROWS];
-    double now = (double)ns / ((double)n_experts * (double)(b->gate_up_bytes + b->down_bytes));
-    *cpu = *cpu > 0 ? *cpu + (now - *cpu) / 8 : now;
-    atomic_fetch_add_explicit(&d->cold_ns, ns, memory_order_relaxed);
-}
-
-/* A row's sum: the experts on the device in ascending order, plus the sum of the host's in ascending order. */
-static int run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct dev_bank *b = &x->banks[bank];
-    uint32_t n = d->batch->n_rows, cols = cu_gweight(d->g, op->w[1])->n_out, n_experts = 0;
-    int rc = fetch_cold(d, op, b, err);
-    if (!rc) rc = fetch_some(d, bank, err);
-    if (!rc) rc = launch_hot(d, op, b, err);
-    if (rc) return rc;
-    combine(d, op);
-    if (!keep_cold(d, op, b, &n_experts)) return 0;
-    uint64_t t0 = cu_now_ns();
-    d->bind.cold(d->bind.cold_ctx, b->op, n, x->cold_x, x->cold_ids, x->cold_weights, x->cold_keep, x->cold_y);
-    measure_cold(d, b, n_experts, cu_now_ns() - t0);
-    size_t bytes = (size_t)n * cols * sizeof(float);
-    atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
-    rc = cu_check(d, cudaMemcpyAsync(x->cold_sum, x->cold_y, bytes, cudaMemcpyHostToDevice, d->compute),
-                  "results of the host's experts", err);
-    cu_reg y = d->regs[op->out[0]].r, s = { x->cold_sum, cols };
-    if (!rc) cu_launch_add(y, s, y, NULL, 1, 1, n, cols, d->compute);
-    return rc;
 }
 
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
@@ -675,9 +349,9 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     if (b->n_resident == b->n_experts)
         run_resident(d, op, b);
     else if (x->cold_x && n < d->share_rows)
-        rc = run_shared(d, op, bank, err);
+        rc = cu_run_shared(d, op, bank, err);
     else
-        rc = run_streamed(d, op, bank, err);
+        rc = cu_run_streamed(d, op, bank, err);
     if (!rc && bank + 1 == x->n_banks) rc = cu_heat_fetch(d, err);
     return rc;
 }

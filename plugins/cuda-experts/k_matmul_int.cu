@@ -1,123 +1,11 @@
-/* MATMUL of I8, I4 and MXFP4 weights with quantized activations, on the integer tensor cores, straight from T16.
- *
- * The products of one weight group are added exactly, whatever the order; then, groups in ascending order,
- * acc = fmaf((float)isum, wscale * xscale, acc). So both kernels here give the bits of every other kernel set.
- *
- * mma.m16n8k32: the 16 rows of a strip are A. Lane (g, t) = (lane / 4, lane % 4) holds rows g and g + 8; of the 32
- * columns it takes 8t .. 8t + 7 as its slots 4t .. 4t + 3 and 16 + 4t .. 16 + 4t + 3, in A and B alike. */
-#include "matmul.cuh"
+/* MATMUL of I8, I4 and MXFP4 weights with quantized activations, on the integer tensor cores, straight from T16. */
+#include "matmul_int.cuh"
 
-#define TILE_ROWS 64u /* activations of a block of the kernel for many */
-#define FEW 8u        /* and of the one for few */
-#define FEW_WARPS 8u
-#define FEW_GROUPS 32u /* weight groups between two folds */
+#define FEW_ROWS 16u  /* up to here, k_matmul_few.cu */
+#define TILE_ROWS 64u /* activations of a block */
 #define MANY_WARPS 8u
 #define STAGES 3u
 #define X_STRIDE 160u /* bytes of a row of activations in shared memory: no two of 4 rows share a bank */
-
-struct frag {
-    uint32_t a[4];
-};
-
-/* 0 1 2 3 4 6 8 12 and their negatives, for four codes in the low nibbles of bytes. */
-static __device__ __forceinline__ uint32_t e2m1_twice(uint32_t codes)
-{
-    uint32_t sel = codes & 0x07070707u; /* one selector a nibble: bytes to nibbles */
-    sel = (sel | sel >> 4) & 0x00ff00ffu;
-    sel = (sel | sel >> 8) & 0xffffu;
-    uint32_t pos = __byte_perm(0x03020100u, 0x0c080604u, sel), neg = __byte_perm(0xfdfeff00u, 0xf4f8fafcu, sel);
-    uint32_t sign = (codes >> 3 & 0x01010101u) * 0xffu;
-    return (neg & sign) | (pos & ~sign);
-}
-
-/* What a lane reads for 32 columns: a dword each of rows g and g + 8, two of I8. */
-template <uint32_t TYPE> struct raw {
-    uint32_t w[TYPE == KS_T_I8 ? 4 : 2];
-};
-
-template <uint32_t TYPE>
-static __device__ __forceinline__ raw<TYPE> load_weights(const uint8_t *strip, uint32_t k, uint32_t g, uint32_t t)
-{
-    const uint32_t *w = (const uint32_t *)strip;
-    raw<TYPE> r;
-    if (TYPE == KS_T_I8) {
-        uint32_t at = (k / 4 + 2 * t) * 16 + g;
-        for (uint32_t i = 0; i < 4; i++) r.w[i] = w[at + 8 * i];
-        return r;
-    }
-    uint32_t at = (k / 8 + t) * 16 + g;
-    r.w[0] = w[at];
-    r.w[1] = w[at + 8];
-    return r;
-}
-
-/* I4: a nibble in the upper half of a byte, its first bit turned, is 16 times the value, as a signed byte. */
-template <uint32_t TYPE> static __device__ __forceinline__ frag decode(const raw<TYPE> &r)
-{
-    if (TYPE == KS_T_I8) return frag { { r.w[0], r.w[1], r.w[TYPE == KS_T_I8 ? 2 : 0], r.w[TYPE == KS_T_I8 ? 3 : 0] } };
-    if (TYPE == KS_T_I4)
-        return frag { { (r.w[0] << 4 & 0xf0f0f0f0u) ^ 0x80808080u, (r.w[1] << 4 & 0xf0f0f0f0u) ^ 0x80808080u,
-                        (r.w[0] & 0xf0f0f0f0u) ^ 0x80808080u, (r.w[1] & 0xf0f0f0f0u) ^ 0x80808080u } };
-    return frag { { e2m1_twice(r.w[0] & 0x0f0f0f0fu), e2m1_twice(r.w[1] & 0x0f0f0f0fu),
-                    e2m1_twice(r.w[0] >> 4 & 0x0f0f0f0fu), e2m1_twice(r.w[1] >> 4 & 0x0f0f0f0fu) } };
-}
-
-/* The sum itself: exact, it is a multiple of 16. */
-template <uint32_t TYPE> static __device__ __forceinline__ int32_t sum_of(int32_t c)
-{
-    return TYPE == KS_T_I4 ? c >> 4 : c;
-}
-
-template <uint32_t TYPE>
-static __device__ __forceinline__ float weight_scale(const uint8_t *scales, uint32_t group, uint32_t row)
-{
-    if (TYPE == KS_T_MXFP4) return __fmul_rn(e8m0_to_f32(scales[group * 16 + row]), 0.5f);
-    return bf16_to_f32(((const uint16_t *)scales)[group * 16 + row]);
-}
-
-/* Up to 8 rows: a block owns one strip, its warps share the groups. */
-template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32) few_kernel(cu_matmul m)
-{
-    __shared__ int32_t isum[FEW_GROUPS][16][FEW];
-    uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    cu_ref r;
-    if (!find_matrix(m, z, &r)) return;
-    uint32_t p0 = blockIdx.y * FEW;
-    if (p0 >= r.n) return;
-    uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), n_groups = ceil_div(n_in, m.group);
-    const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
-    const uint8_t *scales = strip + (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
-    /* This lane's column of B. */
-    const int8_t *xq = g < n ? m.act.q + (size_t)input_row(m, r.begin + p0 + g, z) * m.act.q_stride : nullptr;
-    /* The fold's output: thread (row, column). */
-    uint32_t row = threadIdx.x / FEW, col = threadIdx.x % FEW;
-    bool folds = threadIdx.x < 16 * FEW && col < n;
-    const float *xscale =
-        folds ? m.act.scale + (size_t)input_row(m, r.begin + p0 + col, z) * m.act.scale_stride : nullptr;
-    float acc = 0;
-    for (uint32_t g0 = 0; g0 < n_groups; g0 += FEW_GROUPS) {
-        uint32_t g1 = min(g0 + FEW_GROUPS, n_groups);
-        for (uint32_t i = g0 + warp; i < g1; i += FEW_WARPS) {
-            uint32_t k0 = i * m.group, k1 = min(k0 + m.group, n_in);
-            int32_t c[4] = { 0, 0, 0, 0 };
-            for (uint32_t k = k0; k < k1; k += 32) {
-                frag f = decode<TYPE>(load_weights<TYPE>(strip, k, g, t));
-                uint2 b = xq ? *(const uint2 *)(xq + k + 8 * t) : make_uint2(0, 0);
-                mma_s8(c, f.a, b.x, b.y);
-            }
-            isum[i - g0][g][2 * t] = sum_of<TYPE>(c[0]);
-            isum[i - g0][g][2 * t + 1] = sum_of<TYPE>(c[1]);
-            isum[i - g0][g + 8][2 * t] = sum_of<TYPE>(c[2]);
-            isum[i - g0][g + 8][2 * t + 1] = sum_of<TYPE>(c[3]);
-        }
-        __syncthreads();
-        for (uint32_t i = g0; folds && i < g1; i++)
-            acc = __fmaf_rn(__int2float_rn(isum[i - g0][row][col]),
-                            __fmul_rn(weight_scale<TYPE>(scales, i, row), xscale[i * m.group / 128]), acc);
-        __syncthreads();
-    }
-    if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + col, blockIdx.x * 16 + row, acc);
-}
 
 /* Many rows: a block owns 8 strips, one a warp, and 64 rows. Activations go through shared memory 128 columns at a
  * time, two stages ahead; a lane has its weights one stage ahead. */
@@ -225,10 +113,6 @@ static __global__ void __launch_bounds__(MANY_WARPS * 32, 2) many_kernel(cu_matm
 template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
 {
     uint32_t strips = (m->n_out + 15) / 16;
-    if (m->n_rows <= 2 * FEW) {
-        CU_LAUNCH(few_kernel<TYPE>, dim3(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat), FEW_WARPS * 32, 0, s)(*m);
-        return;
-    }
     dim3 grid((strips + MANY_WARPS - 1) / MANY_WARPS, (m->n_rows + TILE_ROWS - 1) / TILE_ROWS, m->n_mat);
     if (m->group == 128)
         CU_LAUNCH((many_kernel<TYPE, 128>), grid, MANY_WARPS * 32, 0, s)(*m);
@@ -241,7 +125,9 @@ template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
 void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)
 {
     if (!m->n_rows || !m->n_mat) return;
-    if (m->type == KS_T_I8)
+    if (m->n_rows <= FEW_ROWS)
+        cu_launch_matmul_few(m, s);
+    else if (m->type == KS_T_I8)
         launch<KS_T_I8>(m, s);
     else if (m->type == KS_T_I4)
         launch<KS_T_I4>(m, s);
