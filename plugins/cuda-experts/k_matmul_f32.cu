@@ -4,9 +4,10 @@
 #include "matmul.cuh"
 
 #define SPAN 128u
-#define FEW 8u
-#define FEW_SPANS 16u /* in flight in a block */
-#define TILE 64u      /* of the kernel for many: output rows and activations */
+#define FEW 4u
+#define FEW_SPANS 16u     /* in flight in a block */
+#define X_ROW (SPAN + 4u) /* of a span in shared memory: neighbours in other banks */
+#define TILE 64u          /* of the kernel for many: output rows and activations */
 #define STEP 32u
 
 template <bool BF16> static __device__ __forceinline__ float weight_at(const uint8_t *strip, uint32_t row, uint32_t k)
@@ -15,10 +16,29 @@ template <bool BF16> static __device__ __forceinline__ float weight_at(const uin
     return bf16_to_f32(((const uint16_t *)strip)[(k / 2 * 16 + row) * 2 + k % 2]);
 }
 
-/* Up to COLS rows: a block owns one strip; a thread one row of it over one span at a time, for all columns. */
+/* Two columns of a row of a strip, the first of them even. */
+template <bool BF16>
+static __device__ __forceinline__ float2 two_weights(const uint8_t *strip, uint32_t row, uint32_t k)
+{
+    float2 w;
+    if (BF16) {
+        uint32_t v = ((const uint32_t *)strip)[k / 2 * 16 + row];
+        w.x = bf16_to_f32(v & 0xffffu);
+        w.y = bf16_to_f32(v >> 16);
+        return w;
+    }
+    w.x = ((const float *)strip)[k * 16 + row];
+    w.y = ((const float *)strip)[(k + 1) * 16 + row];
+    return w;
+}
+
+/* Up to COLS rows: a block owns one strip; a thread one row of it over one span at a time, for all columns. All the
+ * weights of a span are asked for before the first is used. */
 template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW_SPANS * 16) few_kernel(cu_matmul m)
 {
     __shared__ float part[FEW_SPANS][COLS][16];
+    CU_DYNAMIC_SHARED(float, xs);  /* (COLS, FEW_SPANS, X_ROW) */
+    constexpr uint32_t AHEAD = 32; /* pairs of weights */
     uint32_t z = blockIdx.z, slot = threadIdx.x / 16, row = threadIdx.x % 16;
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
@@ -27,18 +47,33 @@ template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW
     uint32_t n = min(COLS, r.n - p0), n_spans = ceil_div(m.n_in, SPAN);
     bool folds = slot < n; /* then slot is the column */
     const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
-    const float *x[COLS];
-    for (uint32_t c = 0; c < COLS; c++) /* columns that are not there read the first */
-        x[c] = m.x + (size_t)input_row(m, r.begin + p0 + (c < n ? c : 0), z) * m.x_stride;
     float total = 0;
     for (uint32_t s0 = 0; s0 < n_spans; s0 += FEW_SPANS) {
-        uint32_t s = s0 + slot, end = min((s + 1) * SPAN, m.n_in);
-        float acc[COLS] = {};
-#pragma unroll 8
-        for (uint32_t k = s * SPAN; k < end; k++) {
-            float w = weight_at<BF16>(strip, row, k);
+        uint32_t k0 = (s0 + slot) * SPAN, end = min(k0 + SPAN, m.n_in), c0 = s0 * SPAN;
+        float2 w[AHEAD];
 #pragma unroll
-            for (uint32_t c = 0; c < COLS; c++) acc[c] = __fmaf_rn(w, x[c][k], acc[c]);
+        for (uint32_t i = 0; i < AHEAD; i++)
+            if (k0 + 2 * i < end) w[i] = two_weights<BF16>(strip, row, k0 + 2 * i);
+        for (uint32_t c = 0; c < n; c++)
+            for (uint32_t i = threadIdx.x; i < FEW_SPANS * SPAN && c0 + i < m.n_in; i += FEW_SPANS * 16)
+                xs[(c * FEW_SPANS + i / SPAN) * X_ROW + i % SPAN] =
+                    m.x[(size_t)input_row(m, r.begin + p0 + c, z) * m.x_stride + c0 + i];
+        __syncthreads();
+        float acc[COLS] = {};
+#pragma unroll
+        for (uint32_t h = 0; h < SPAN; h += 2 * AHEAD) {
+#pragma unroll
+            for (uint32_t i = 0; i < AHEAD; i++) {
+                uint32_t k = h + 2 * i;
+#pragma unroll
+                for (uint32_t c = 0; c < COLS; c++) {
+                    const float *x = xs + (c * FEW_SPANS + slot) * X_ROW + k;
+                    if (c < n && k0 + k < end) acc[c] = __fmaf_rn(w[i].x, x[0], acc[c]);
+                    if (c < n && k0 + k + 1 < end) acc[c] = __fmaf_rn(w[i].y, x[1], acc[c]);
+                }
+                if (h + 2 * AHEAD < SPAN && k0 + k + 2 * AHEAD < end) /* the next half, as soon as there is room */
+                    w[i] = two_weights<BF16>(strip, row, k0 + k + 2 * AHEAD);
+            }
         }
         for (uint32_t c = 0; c < COLS; c++) part[slot][c][row] = acc[c];
         __syncthreads();
@@ -47,6 +82,13 @@ template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW
         __syncthreads();
     }
     if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + slot, blockIdx.x * 16 + row, total);
+}
+
+template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, cu_stream s)
+{
+    size_t bytes = (size_t)COLS * FEW_SPANS * X_ROW * sizeof(float);
+    dim3 grid((m->n_out + 15) / 16, (m->n_rows + COLS - 1) / COLS, m->n_mat);
+    CU_LAUNCH((few_kernel<BF16, COLS>), grid, FEW_SPANS * 16, bytes, s)(*m);
 }
 
 /* A thread owns 4 x 4 results. */
@@ -99,12 +141,10 @@ template <bool BF16> static __global__ void __launch_bounds__(256) many_kernel(c
 
 template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
 {
-    uint32_t strips = (m->n_out + 15) / 16;
     if (m->n_rows == 1) {
-        CU_LAUNCH((few_kernel<BF16, 1>), dim3(strips, 1, m->n_mat), FEW_SPANS * 16, 0, s)(*m);
-    } else if (m->n_rows <= 2 * FEW) {
-        dim3 grid(strips, (m->n_rows + FEW - 1) / FEW, m->n_mat);
-        CU_LAUNCH((few_kernel<BF16, FEW>), grid, FEW_SPANS * 16, 0, s)(*m);
+        launch_few<BF16, 1>(m, s);
+    } else if (m->n_rows <= 4 * FEW) {
+        launch_few<BF16, FEW>(m, s);
     } else {
         dim3 grid((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat);
         CU_LAUNCH(many_kernel<BF16>, grid, 256, 0, s)(*m);

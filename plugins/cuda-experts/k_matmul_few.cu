@@ -1,58 +1,134 @@
-/* MATMUL of I8, I4 and MXFP4 weights with quantized activations, up to 16 rows (matmul_int.cuh). */
+/* MATMUL of I8, I4 and MXFP4 weights with quantized activations, up to 16 rows (matmul_int.cuh).
+ *
+ * One row reads each weight once, so all that counts is how many bytes are on their way. A block takes one strip, or
+ * two where they are short; its warps share the weight groups of up to 2048 columns. Every load of them is issued
+ * before the first is used, and those of the next 2048 columns before the sums of these are folded. */
 #include "matmul_int.cuh"
 
 #define FEW 8u /* rows of a block */
-#define FEW_WARPS 8u
-#define FEW_GROUPS 32u /* weight groups between two folds */
+#define WARPS 8u
+#define CHUNK 2048u /* columns between two folds */
+#define ENOUGH 256u /* blocks that fill a device */
+#define SPLIT 2u    /* strips of a block, at most */
 
-/* Up to 8 rows: a block owns one strip, its warps share the groups. */
-template <uint32_t TYPE> static __global__ void __launch_bounds__(FEW_WARPS * 32) few_kernel(cu_matmul m)
+/* As load_weights, but a lane has rows 2g and 2g + 1 as its rows g and g + 8: they lie side by side. */
+template <uint32_t TYPE>
+static __device__ __forceinline__ raw<TYPE> load_pair(const uint8_t *strip, uint32_t k, uint32_t g, uint32_t t)
 {
-    __shared__ int32_t isum[FEW_GROUPS][16][FEW];
+    raw<TYPE> r;
+    uint2 v = *(const uint2 *)(strip + ((TYPE == KS_T_I8 ? k / 4 + 2 * t : k / 8 + t) * 16 + 2 * g) * 4);
+    r.w[0] = v.x;
+    r.w[1] = v.y;
+    if (TYPE == KS_T_I8) {
+        v = *(const uint2 *)(strip + ((k / 4 + 2 * t + 1) * 16 + 2 * g) * 4);
+        r.w[TYPE == KS_T_I8 ? 2 : 0] = v.x;
+        r.w[TYPE == KS_T_I8 ? 3 : 0] = v.y;
+    }
+    return r;
+}
+
+template <uint32_t TYPE, uint32_t GROUP>
+static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, uint32_t per)
+{
+    constexpr uint32_t TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32;
+    constexpr uint32_t SCALES = TASKS * 16 / (WARPS * 32);
+    __shared__ int32_t isum[TASKS][16][FEW];
+    __shared__ float wscale[TASKS][16], xscale[CHUNK / 128][FEW];
     uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * FEW;
     if (p0 >= r.n) return;
-    uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), n_groups = ceil_div(n_in, m.group);
-    const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
-    const uint8_t *scales = strip + (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
-    /* This lane's column of B. */
+    uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), first = blockIdx.x * per;
+    uint32_t n_strips = min(per, ceil_div(m.n_out, 16) - first);
+    const uint8_t *strips = r.w + first * m.strip_bytes;
+    const size_t scales_at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
+    /* This lane's column of B; the fold's output: row of a strip, column. */
     const int8_t *xq = g < n ? m.act.q + (size_t)input_row(m, r.begin + p0 + g, z) * m.act.q_stride : nullptr;
-    /* The fold's output: thread (row, column). */
-    uint32_t row = threadIdx.x / FEW, col = threadIdx.x % FEW;
-    bool folds = threadIdx.x < 16 * FEW && col < n;
-    const float *xscale =
-        folds ? m.act.scale + (size_t)input_row(m, r.begin + p0 + col, z) * m.act.scale_stride : nullptr;
-    float acc = 0;
-    for (uint32_t g0 = 0; g0 < n_groups; g0 += FEW_GROUPS) {
-        uint32_t g1 = min(g0 + FEW_GROUPS, n_groups);
-        for (uint32_t i = g0 + warp; i < g1; i += FEW_WARPS) {
-            uint32_t k0 = i * m.group, k1 = min(k0 + m.group, n_in);
-            int32_t c[4] = { 0, 0, 0, 0 };
-            for (uint32_t k = k0; k < k1; k += 32) {
-                frag f = decode<TYPE>(load_weights<TYPE>(strip, k, g, t));
-                uint2 b = xq ? *(const uint2 *)(xq + k + 8 * t) : make_uint2(0, 0);
-                mma_s8(c, f.a, b.x, b.y);
+    uint32_t strip = threadIdx.x / (16 * FEW), row = threadIdx.x / FEW % 16, col = threadIdx.x % FEW;
+    const float *xs = strip == 0 && col < n
+                          ? m.act.scale + (size_t)input_row(m, r.begin + p0 + col, z) * m.act.scale_stride
+                          : nullptr;
+    raw<TYPE> w[MINE][STEPS];
+    uint2 x[MINE][STEPS];
+    float ws[SCALES], xscale_next = 0, acc = 0;
+    uint32_t groups = 0;
+    auto fetch = [&](uint32_t c0) {
+        groups = ceil_div(min(CHUNK, n_in - c0), GROUP);
+#pragma unroll
+        for (uint32_t i = 0; i < MINE; i++) {
+            uint32_t task = warp + i * WARPS, k0 = c0 + task % groups * GROUP;
+#pragma unroll
+            for (uint32_t j = 0; j < STEPS; j++) {
+                uint32_t k = k0 + j * 32;
+                w[i][j] = raw<TYPE> {};
+                if (task < groups * n_strips && k < n_in)
+                    w[i][j] = load_pair<TYPE>(strips + task / groups * m.strip_bytes, k, g, t);
             }
-            isum[i - g0][g][2 * t] = sum_of<TYPE>(c[0]);
-            isum[i - g0][g][2 * t + 1] = sum_of<TYPE>(c[1]);
-            isum[i - g0][g + 8][2 * t] = sum_of<TYPE>(c[2]);
-            isum[i - g0][g + 8][2 * t + 1] = sum_of<TYPE>(c[3]);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < SCALES; i++) {
+            uint32_t at = threadIdx.x + i * WARPS * 32, task = at / 16;
+            ws[i] = 0;
+            if (task < groups * n_strips)
+                ws[i] = weight_scale<TYPE>(strips + task / groups * m.strip_bytes + scales_at,
+                                           c0 / GROUP + task % groups, at % 16);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < MINE; i++) {
+            uint32_t task = warp + i * WARPS, k0 = c0 + task % groups * GROUP;
+#pragma unroll
+            for (uint32_t j = 0; j < STEPS; j++) {
+                uint32_t k = k0 + j * 32;
+                x[i][j] =
+                    xq && task < groups * n_strips && k < n_in ? *(const uint2 *)(xq + k + 8 * t) : make_uint2(0, 0);
+            }
+        }
+        if (xs && c0 / 128 + row < ceil_div(n_in, 128)) xscale_next = xs[c0 / 128 + row];
+    };
+    fetch(0);
+    for (uint32_t c0 = 0; c0 < n_in; c0 += CHUNK) {
+        uint32_t here = groups;
+#pragma unroll
+        for (uint32_t i = 0; i < MINE; i++) {
+            uint32_t task = warp + i * WARPS;
+            int32_t c[4] = { 0, 0, 0, 0 };
+#pragma unroll
+            for (uint32_t j = 0; j < STEPS; j++) mma_s8(c, decode<TYPE>(w[i][j]).a, x[i][j].x, x[i][j].y);
+            if (2 * t >= n) continue;
+            *(int2 *)&isum[task][2 * g][2 * t] = make_int2(sum_of<TYPE>(c[0]), sum_of<TYPE>(c[1]));
+            *(int2 *)&isum[task][2 * g + 1][2 * t] = make_int2(sum_of<TYPE>(c[2]), sum_of<TYPE>(c[3]));
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < SCALES; i++) {
+            uint32_t at = threadIdx.x + i * WARPS * 32;
+            wscale[at / 16][at % 16] = ws[i];
+        }
+        if (strip == 0) xscale[row][col] = xscale_next;
+        if (c0 + CHUNK < n_in) fetch(c0 + CHUNK);
+        __syncthreads();
+        for (uint32_t i = 0; strip < n_strips && col < n && i < here; i++) {
+            uint32_t task = strip * here + i;
+            acc = __fmaf_rn(__int2float_rn(isum[task][row][col]),
+                            __fmul_rn(wscale[task][row], xscale[i * GROUP / 128][col]), acc);
         }
         __syncthreads();
-        for (uint32_t i = g0; folds && i < g1; i++)
-            acc = __fmaf_rn(__int2float_rn(isum[i - g0][row][col]),
-                            __fmul_rn(weight_scale<TYPE>(scales, i, row), xscale[i * m.group / 128]), acc);
-        __syncthreads();
     }
-    if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + col, blockIdx.x * 16 + row, acc);
+    uint32_t o = (first + strip) * 16 + row;
+    if (strip < n_strips && col < n && o < m.n_out) store(m, r, z, r.begin + p0 + col, o, acc);
 }
 
 template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
 {
-    dim3 grid((m->n_out + 15) / 16, (m->n_rows + FEW - 1) / FEW, m->n_mat);
-    CU_LAUNCH(few_kernel<TYPE>, grid, FEW_WARPS * 32, 0, s)(*m);
+    uint32_t strips = (m->n_out + 15) / 16, blocks = (m->n_rows + FEW - 1) / FEW;
+    uint32_t per = m->n_in <= CHUNK / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH ? SPLIT : 1;
+    dim3 grid((strips + per - 1) / per, blocks, m->n_mat);
+    if (m->group == 128)
+        CU_LAUNCH((few_kernel<TYPE, 128>), grid, WARPS * 32, 0, s)(*m, per);
+    else if (m->group == 64)
+        CU_LAUNCH((few_kernel<TYPE, 64>), grid, WARPS * 32, 0, s)(*m, per);
+    else
+        CU_LAUNCH((few_kernel<TYPE, 32>), grid, WARPS * 32, 0, s)(*m, per);
 }
 
 void cu_launch_matmul_few(const cu_matmul *m, cu_stream s)

@@ -17,29 +17,75 @@ template <uint32_t THREADS> static __device__ float block_sum(float v, float *sh
     return sum;
 }
 
-template <uint32_t THREADS> static __global__ void norm_kernel(cu_norm a)
+/* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. */
+template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds__(THREADS) norm_kernel(cu_norm a)
 {
     __shared__ float shared[THREADS / 32];
     uint32_t slices = a.n / a.width, row = blockIdx.x / slices, c0 = blockIdx.x % slices * a.width;
     const float *x = a.x.p + row * a.x.stride + c0;
-    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0;
+    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER];
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        v[j] = i < a.width ? x[i] : 0.0f;
+        w[j] = i < a.width && a.weight ? a.weight[(c0 + i) % a.w_width] : 1.0f;
+    }
     if (a.kind == KS_NORM_LAYER) {
-        for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) mean = __fadd_rn(mean, x[i]);
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++)
+            if (threadIdx.x + j * THREADS < a.width) mean = __fadd_rn(mean, v[j]);
         mean = __fdiv_rn(block_sum<THREADS>(mean, shared), (float)a.width);
     }
-    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-        float v = x[i] - mean;
-        ss = __fmaf_rn(v, v, ss);
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        v[j] -= mean;
+        if (threadIdx.x + j * THREADS < a.width) ss = __fmaf_rn(v[j], v[j], ss);
     }
     ss = block_sum<THREADS>(ss, shared);
     float inv = __fdiv_rn(1.0f, __fsqrt_rn((a.kind == KS_NORM_L2 ? ss : __fdiv_rn(ss, (float)a.width)) + a.eps));
-    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-        uint32_t c = (c0 + i) % a.w_width;
-        float v = (x[i] - mean) * inv;
-        if (a.weight) v *= a.weight[c] + a.w_offset;
-        if (!a.weight) v *= 1.0f + a.w_offset;
-        y[i] = a.bias ? v + a.bias[c] : v;
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        if (i >= a.width) continue;
+        float r = v[j] * inv * (w[j] + a.w_offset);
+        y[i] = a.bias ? r + a.bias[(c0 + i) % a.w_width] : r;
     }
+}
+
+/* The same for rows of any width. */
+static __global__ void __launch_bounds__(BLOCK) wide_norm_kernel(cu_norm a)
+{
+    __shared__ float shared[BLOCK / 32];
+    uint32_t slices = a.n / a.width, row = blockIdx.x / slices, c0 = blockIdx.x % slices * a.width;
+    const float *x = a.x.p + row * a.x.stride + c0;
+    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0;
+    if (a.kind == KS_NORM_LAYER) {
+        for (uint32_t i = threadIdx.x; i < a.width; i += BLOCK) mean = __fadd_rn(mean, x[i]);
+        mean = __fdiv_rn(block_sum<BLOCK>(mean, shared), (float)a.width);
+    }
+    for (uint32_t i = threadIdx.x; i < a.width; i += BLOCK) {
+        float v = x[i] - mean;
+        ss = __fmaf_rn(v, v, ss);
+    }
+    ss = block_sum<BLOCK>(ss, shared);
+    float inv = __fdiv_rn(1.0f, __fsqrt_rn((a.kind == KS_NORM_L2 ? ss : __fdiv_rn(ss, (float)a.width)) + a.eps));
+    for (uint32_t i = threadIdx.x; i < a.width; i += BLOCK) {
+        uint32_t c = (c0 + i) % a.w_width;
+        float r = (x[i] - mean) * inv * ((a.weight ? a.weight[c] : 1.0f) + a.w_offset);
+        y[i] = a.bias ? r + a.bias[c] : r;
+    }
+}
+
+template <uint32_t THREADS> static void launch_norm(const cu_norm *a, uint32_t units, cu_stream s)
+{
+    if (a->width <= 4 * THREADS)
+        CU_LAUNCH((norm_kernel<THREADS, 4>), units, THREADS, 0, s)(*a);
+    else if (a->width <= 8 * THREADS)
+        CU_LAUNCH((norm_kernel<THREADS, 8>), units, THREADS, 0, s)(*a);
+    else if (a->width <= 32 * THREADS)
+        CU_LAUNCH((norm_kernel<THREADS, 32>), units, THREADS, 0, s)(*a);
+    else
+        CU_LAUNCH(wide_norm_kernel, units, BLOCK, 0, s)(*a);
 }
 
 void cu_launch_norm(const cu_norm *a, cu_stream s)
@@ -47,9 +93,9 @@ void cu_launch_norm(const cu_norm *a, cu_stream s)
     uint32_t units = a->n_rows * (a->n / a->width);
     if (!units) return;
     if (a->width <= 256)
-        CU_LAUNCH(norm_kernel<32>, units, 32, 0, s)(*a);
+        launch_norm<32>(a, units, s);
     else
-        CU_LAUNCH(norm_kernel<BLOCK>, units, BLOCK, 0, s)(*a);
+        launch_norm<BLOCK>(a, units, s);
 }
 
 static __global__ void rope_kernel(cu_rope a)

@@ -36,6 +36,10 @@ struct __align__(16) uint4
 {
     unsigned int x, y, z, w;
 };
+struct __align__(8) int2
+{
+    int x, y;
+};
 struct __align__(8) float2
 {
     float x, y;
@@ -338,6 +342,10 @@ static inline uint32_t max(uint32_t a, uint32_t b)
 static inline char4 make_char4(signed char x, signed char y, signed char z, signed char w)
 {
     return { x, y, z, w };
+}
+static inline int2 make_int2(int x, int y)
+{
+    return { x, y };
 }
 static inline uint2 make_uint2(uint32_t x, uint32_t y)
 {
