@@ -15,7 +15,6 @@
  * faster, as long as what they take is a small part of the memory. */
 #define LEAST_STEP 256u
 #define FIRST_STEP 2048u
-#define MOST_STEP 8192u
 #define STEP_PART 8u
 #define DEFAULT_THRESHOLD 300u /* until rates are measured */
 
@@ -239,13 +238,13 @@ static bool all_stay(const ks_gpu *g)
     return g->plan.n_resident == g->plan.n_experts;
 }
 
-/* Twice the rows, as long as they are worth it. */
+/* Up to a step that holds a whole context, as long as the rows are worth it. */
 static int grow(ks_gpu *g, ks_engine_opts *o, ks_err *err)
 {
-    while (g->plan.n_parts && !all_stay(g) && o->step_tokens < MOST_STEP && o->step_tokens < o->n_ctx) {
+    while (g->plan.n_parts && !all_stay(g) && o->step_tokens < o->n_ctx) {
         ks_gpu g2 = *g;
         ks_engine_opts o2 = *o;
-        o2.step_tokens *= 2;
+        o2.step_tokens = KS_MIN(2 * o->step_tokens, o->n_ctx);
         int rc = try(&g2, &o2, err);
         if (rc && rc != KS_E_LIMIT) return rc;
         if (rc || g2.plan.step_bytes > g2.plan.budget_bytes / STEP_PART) return 0;

@@ -314,6 +314,7 @@ static ks_bind bind_of(const ks_engine *e)
                        .n_slots = e->recurrent ? e->max_running + KS_SNAPSHOTS + KS_EVAL_SEQS : 1,
                        .max_rows = e->step_tokens,
                        .max_out = e->max_out,
+                       .max_seqs = e->max_running + 1,
                        .host_places = !ks__hot_wanted(e)             ? KS_PLACES_DEVICE
                                       : e->o.place == KS_PLACE_ADAPT ? KS_PLACES_BY_RATE
                                                                      : KS_PLACES_HOST,

@@ -44,9 +44,9 @@ int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, u
         if (ids[i] < 0 || (uint32_t)ids[i] >= g->n_vocab)
             return ks_fail(err, KS_E_INVAL, "token %u is %d: the vocabulary has %u", i, ids[i], g->n_vocab);
     size_t row = (size_t)g->d_model;
-    float *taps = hidden ? malloc((size_t)g->n_taps * e->step_tokens * row * sizeof *taps) : NULL;
-    if (hidden && !taps)
-        return ks_fail(err, KS_E_NOMEM, "out of memory for the hidden states of %u rows", e->step_tokens);
+    const uint32_t most = KS_MIN(n, e->step_tokens);
+    float *taps = hidden ? malloc((size_t)g->n_taps * most * row * sizeof *taps) : NULL;
+    if (hidden && !taps) return ks_fail(err, KS_E_NOMEM, "out of memory for the hidden states of %u rows", most);
     pthread_mutex_lock(&e->step_mu);
     if (e->o.pool) ks_pool_adopt(e->o.pool);
     int rc = 0;

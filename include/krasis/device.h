@@ -44,7 +44,7 @@ typedef struct ks_bind {
     uint32_t stream_layers; /* KS_STREAM_GROUPS: layers of a group */
     uint32_t share_rows;    /* with `cold`: steps of fewer rows stream nothing, `cold` computes what is not held; 0: the
                              * device's choice */
-    uint32_t _pad2;
+    uint32_t max_seqs;      /* of one step; 0: max_rows */
 } ks_bind;
 
 /* Who chooses the experts that a device keeps. BY_RATE is HOST, and where `cold` is given the device may fetch some of

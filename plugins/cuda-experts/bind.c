@@ -13,9 +13,22 @@ static bool runs(const cu_dev *d, uint32_t i)
     return i >= d->bind.op_begin && i < d->bind.op_end && d->mine[i];
 }
 
-static size_t reg_rows(const cu_dev *d, uint32_t kind)
+static int alloc_reg(cu_dev *d, uint32_t i, ks_err *err)
 {
-    return kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows;
+    const ks_reg *s = cu_greg(d->g, i);
+    struct dev_reg *r = &d->regs[i];
+    size_t rows = cu_reg_rows(d, i), elem = (s->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4;
+    if (s->base) {
+        r->r.stride = d->regs[r->root].r.stride;
+        r->r.p = r->all = d->regs[r->root].r.p + s->col;
+        return 0;
+    }
+    r->r.stride = cu_round(s->width, 16);
+    if (!(r->r.p = r->all = cu_alloc(d, rows * r->r.stride, elem, CU_FOR_ACTS, err))) return KS_E_NOMEM;
+    if ((s->kind & 0xffu) == KS_REG_SEL &&
+        !(r->n_sel = r->n_sel_all = cu_alloc(d, rows, sizeof *r->n_sel, CU_FOR_ACTS, err)))
+        return KS_E_NOMEM;
+    return 0;
 }
 
 static int alloc_regs(cu_dev *d, ks_err *err)
@@ -26,20 +39,11 @@ static int alloc_regs(cu_dev *d, ks_err *err)
         return KS_E_NOMEM;
     for (uint32_t i = 0; i < g->n_regs; i++) {
         const ks_reg *s = cu_greg(g, i);
-        struct dev_reg *r = &d->regs[i];
-        size_t rows = reg_rows(d, s->kind), elem = (s->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4;
-        *r = (struct dev_reg) { .kind = s->kind, .width = s->width, .root = s->base ? s->base - 1 : i };
-        if (s->base) {
-            r->r.stride = d->regs[r->root].r.stride;
-            r->r.p = d->regs[r->root].r.p + s->col;
-            continue;
-        }
-        r->r.stride = cu_round(s->width, 16);
-        if (!(r->r.p = cu_alloc(d, rows * r->r.stride, elem, CU_FOR_ACTS, err))) return KS_E_NOMEM;
-        if ((s->kind & 0xffu) == KS_REG_SEL && !(r->n_sel = cu_alloc(d, rows, sizeof *r->n_sel, CU_FOR_ACTS, err)))
-            return KS_E_NOMEM;
+        d->regs[i] = (struct dev_reg) { .kind = s->kind, .width = s->width, .root = s->base ? s->base - 1 : i };
     }
-    return 0;
+    int rc = cu_pieces_lay_out(d, err);
+    for (uint32_t i = 0; i < g->n_regs && !rc; i++) rc = alloc_reg(d, i, err);
+    return rc;
 }
 
 static int alloc_state(cu_dev *d, const ks_op *op, ks_err *err)
@@ -104,7 +108,7 @@ static int upload_weights(cu_dev *d, ks_err *err)
 /* ---- workspaces */
 
 struct needs {
-    size_t embed, part, mla_q, mla_o, mla_rows;
+    size_t embed_row, part, mla_q, mla_o, mla_rows;
     uint32_t mla_latent;
 };
 
@@ -122,7 +126,7 @@ static int need_mla(cu_dev *d, const ks_op *op, struct needs *n, ks_err *err)
 {
     bool flash;
     uint32_t heads = op->u.mla.n_heads, latent = op->u.mla.d_latent, width = latent + op->u.mla.d_rope;
-    size_t rows = (size_t)d->bind.max_rows * heads;
+    size_t rows = (size_t)d->piece_rows * heads;
     n->mla_q = rows * width > n->mla_q ? rows * width : n->mla_q;
     n->mla_o = rows * latent > n->mla_o ? rows * latent : n->mla_o;
     if (cu_is_quantized(cu_gweight(d->g, op->w[1])->type)) {
@@ -143,8 +147,8 @@ static int need_op(cu_dev *d, const ks_op *op, struct needs *n, ks_err *err)
                           err);
     if (op->kind != KS_OP_EMBED) return 0;
     const ks_weight *w = cu_gweight(d->g, op->w[0]);
-    size_t bytes = (size_t)d->bind.max_rows * w->n_in * ks_type_bits(w->type) / 8;
-    n->embed = bytes > n->embed ? bytes : n->embed;
+    size_t bytes = (size_t)w->n_in * ks_type_bits(w->type) / 8;
+    n->embed_row = bytes > n->embed_row ? bytes : n->embed_row;
     return 0;
 }
 
@@ -156,7 +160,9 @@ static int need_act(cu_dev *d, const ks_op *op, ks_err *err)
     if (!cu_is_quantized(cu_gweight(d->g, op->w[0])->type) || x->has_act) return 0;
     x->has_act = true;
     d->acts[d->n_acts++] = (uint32_t)op->in[0];
-    return cu_alloc_act(d, &x->act, reg_rows(d, x->kind), x->width, err);
+    int rc = cu_alloc_act(d, &x->act, cu_act_rows(d, (uint32_t)op->in[0]), x->width, err);
+    x->act_all = x->act;
+    return rc;
 }
 
 static int alloc_needs(cu_dev *d, const struct needs *n, ks_err *err)
@@ -165,8 +171,8 @@ static int alloc_needs(cu_dev *d, const struct needs *n, ks_err *err)
     d->part_floats = (size_t)64 << 20 >> 2; /* 64 MB: as many spans as that holds go in parallel */
     if (!(d->meta = cu_alloc(d, d->meta_bytes, 1, CU_FOR_TABLES, err)) ||
         !(d->meta_host = cu_alloc_pinned(d, d->meta_bytes, 1, "the step's tables", err)) ||
-        !(d->embed = cu_alloc(d, n->embed, 1, CU_FOR_ACTS, err)) ||
-        !(d->embed_host = cu_alloc_pinned(d, n->embed, 1, "embeddings", err)) ||
+        !(d->embed = cu_alloc(d, d->piece_rows, n->embed_row, CU_FOR_ACTS, err)) ||
+        !(d->embed_host = cu_alloc_pinned(d, d->bind.max_rows, n->embed_row, "embeddings", err)) ||
         !(d->part = cu_alloc(d, d->part_floats, sizeof *d->part, CU_FOR_ACTS, err)) ||
         !(d->mla_q = cu_alloc(d, n->mla_q, sizeof(float), CU_FOR_ACTS, err)) ||
         !(d->mla_o = cu_alloc(d, n->mla_o, sizeof(float), CU_FOR_ACTS, err)))
@@ -194,11 +200,17 @@ static void forget(cu_dev *d)
     cu_experts_unbind(d);
     free(d->regs);
     free(d->acts);
+    free(d->pieces);
+    free(d->piece_seqs);
+    free(d->page_at);
     free(d->states);
     free(d->weights);
     free(d->mine);
     d->regs = NULL;
     d->acts = NULL;
+    d->pieces = NULL;
+    d->piece_seqs = NULL;
+    d->page_at = NULL;
     d->states = NULL;
     d->weights = NULL;
     d->mine = NULL;

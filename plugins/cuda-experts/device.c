@@ -158,7 +158,7 @@ static int move(cu_dev *d, uint32_t reg, uint32_t n_rows, uint8_t *host, bool ou
     if (reg >= d->g->n_regs) return ks_fail(err, KS_E_INVAL, "register %u does not exist", reg);
     struct dev_reg *r = &d->regs[reg];
     size_t elem = (r->kind & 0xffu) == KS_REG_ROUTE ? 8 : 4, row = r->width * elem, head = r->n_sel ? 4 : 0;
-    uint32_t max = r->kind & KS_REG_OUT ? d->bind.max_out : d->bind.max_rows;
+    uint32_t max = cu_reg_rows(d, reg);
     if (n_rows > max) return ks_fail(err, KS_E_LIMIT, "%u rows of a register with %u", n_rows, max);
     if (!n_rows) return 0;
     enum cudaMemcpyKind kind = out ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;

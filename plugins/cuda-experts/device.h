@@ -28,6 +28,7 @@ typedef struct cu_plugin {
 typedef struct cu_options {
     int64_t resident; /* most experts that stay, -1: all that fit */
     int64_t ring;     /* places for experts on their way, 0: about 512 MB */
+    int64_t piece;    /* rows that a long step computes together, 0: the device's choice */
     int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
 } cu_options;
 
@@ -60,7 +61,11 @@ struct dev_reg {
     uint32_t kind, width, root;
     uint32_t *n_sel;
     bool has_act, act_valid;
+    bool wide, wide_act; /* of a root; of this one: it has a row for each of the step, not only of a piece */
     cu_act act;
+    float *all; /* the step's first row, where r.p, n_sel and act are the piece's */
+    uint32_t *n_sel_all;
+    cu_act act_all;
 };
 
 struct dev_state {
@@ -138,6 +143,7 @@ typedef struct cu_experts {
     cu_act hidden_act;
     cu_ref *refs, *refs_host;
     uint32_t *n_refs;
+    size_t cap_pairs;           /* that the workspaces hold */
     uint64_t *heat, *heat_host; /* (n_layers, n_experts) the second pinned, as after the last run */
 } cu_experts;
 
@@ -147,6 +153,12 @@ typedef struct cu_step { /* device addresses of what a batch says, valid in run 
     cu_tile *tiles[CU_MAX_TILE_KINDS];
     uint32_t n_tiles[CU_MAX_TILE_KINDS], n_spans;
 } cu_step;
+
+struct cu_piece {
+    ks_batch b; /* as one of its own */
+    cu_step step;
+    uint32_t row, out; /* its first of the whole step */
+};
 
 typedef struct cu_dev {
     const ks_host *host;
@@ -185,8 +197,15 @@ typedef struct cu_dev {
     size_t part_floats;
     float *mla_q, *mla_o;
     cu_act mla_act;
-    const ks_batch *batch; /* while running */
-    cu_step step;
+    uint32_t piece_rows, max_seqs;
+    struct cu_piece *pieces;
+    ks_seq *piece_seqs;
+    uint32_t *page_at; /* (max_seqs) of a step's sequences, in the list of all pages */
+    uint32_t n_pieces, cap_pieces;
+    const ks_batch *batch; /* while running: of the piece, in EXPERTS of the step */
+    cu_step step;          /* of the piece */
+    uint32_t first_row;    /* its first of the step */
+    uint32_t step_rows;
     _Atomic uint64_t steps, rows, launches, bytes_in, bytes_out, hot, cold;
     _Atomic uint64_t uploads, upload_bytes, run_ns, wait_ns, cold_ns;
     _Atomic uint32_t resident;
@@ -235,6 +254,13 @@ static inline uint32_t cu_rows(const cu_dev *d, int16_t reg)
 {
     return d->regs[reg].kind & KS_REG_OUT ? d->batch->n_out : d->batch->n_rows;
 }
+static inline cu_act cu_act_from(cu_act a, size_t first)
+{
+    a.q += first * a.q_stride;
+    a.scale += first * a.scale_stride;
+    a.sum += first * a.sum_stride;
+    return a;
+}
 static inline float *cu_vector(const cu_dev *d, int32_t w)
 {
     return w < 0 ? NULL : (float *)(void *)d->weights[w].p;
@@ -279,14 +305,16 @@ int cu_count(cu_dev *d, ks_err *err);                      /* what bind needs: f
 int cu_bind(void *dev, const ks_bind *b, ks_err *err);
 void cu_unbind(cu_dev *d);
 
-/* Products of some experts with the pairs that ask for them. */
+/* Products of some experts with the pairs that ask for them. The workspaces hold pairs [base, ...); refs count from
+ * there. */
 struct cu_job {
     const ks_op *op;
     const struct dev_bank *bank;
     const cu_ref *refs;
     const uint32_t *n_refs;
-    uint32_t n_mat, n_rows;  /* matrices at most; rows of the one with most at most */
-    uint32_t first, n_pairs; /* of these experts */
+    uint32_t n_mat, n_rows; /* matrices at most; rows of the one with most at most */
+    uint32_t base;
+    uint32_t first, n_pairs; /* of these experts, from base */
 };
 
 /* experts.c */
@@ -297,13 +325,16 @@ int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to,
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 
 void cu_products(cu_dev *d, const struct cu_job *j);
-void cu_combine_pairs(cu_dev *d, const ks_op *op); /* the sums of the rows */
+/* Adds pairs [first, first + n), which the workspaces hold, to the sums of their rows; 0: those are begun. */
+void cu_combine_some(cu_dev *d, const ks_op *op, uint32_t first, uint32_t n);
+void cu_combine_pairs(cu_dev *d, const ks_op *op); /* all */
 
 /* stream.c */
 int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */
 /* The slot of an expert that is not resident, whose event `landed` says when it can be read. */
 int cu_ring_take(cu_dev *d, uint32_t bank, uint32_t e, struct ring_slot **ret, ks_err *err);
-int cu_ring_give_back(cu_dev *d, ks_err *err); /* all products with the taken slots are launched */
+/* All products with the taken slots are launched, but with the last `keep`. */
+int cu_ring_give_back(cu_dev *d, uint32_t keep, ks_err *err);
 int cu_run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
 
 /* shared.c */
@@ -318,6 +349,15 @@ int cu_place(void *dev, const ks_place *changes, uint32_t n, ks_err *err);
 int cu_place_keeps(void *dev, uint32_t *ret_slots, ks_err *err);
 int cu_heat_fetch(cu_dev *d, ks_err *err); /* in a run, after its last EXPERTS op */
 int cu_heat(void *dev, uint64_t *ret_counts, ks_err *err);
+
+/* pieces.c */
+int cu_pieces_lay_out(cu_dev *d, ks_err *err);       /* which registers have a row for each of the step */
+uint32_t cu_reg_rows(const cu_dev *d, uint32_t reg); /* that a register has memory for */
+uint32_t cu_act_rows(const cu_dev *d, uint32_t reg); /* its quantized copy */
+void cu_pieces_cut(cu_dev *d, const ks_batch *b);    /* a checked one: fills d->pieces, but their tables */
+void cu_piece_enter(cu_dev *d, uint32_t piece);      /* from now on ops are those of its rows */
+/* And now of all. The quantized copy of `input`, of EXPERTS, is whole: every piece has made its part; -1: none. */
+void cu_pieces_leave(cu_dev *d, const ks_batch *whole, int32_t input);
 
 /* step.c: the batch's tables on their way to the device */
 int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err);

@@ -40,13 +40,13 @@ static int add_bank(cu_dev *d, uint32_t i, ks_err *err)
 static int alloc_work(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    size_t gu = 0, hidden = 0, out = 0, act_rows = 0, pairs = 0, rows = cu_max(d->bind.max_rows, d->bind.max_out);
+    size_t gu = 0, hidden = 0, out = 0, act_rows = 0, pairs = 0, rows = cu_max(d->piece_rows, d->bind.max_out);
     uint32_t act_width = 0, n_experts = 0;
     for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++) {
         const ks_op *op = cu_op(d->g, i);
         if (!d->mine[i] || (op->kind != KS_OP_EXPERTS && op->kind != KS_OP_MLP)) continue;
         bool many = op->kind == KS_OP_EXPERTS;
-        size_t n = many ? (size_t)d->bind.max_rows * op->u.mlp.k : rows;
+        size_t n = many ? (size_t)d->piece_rows * op->u.mlp.k : rows;
         const ks_weight *w = cu_gweight(d->g, op->w[0]), *v = cu_gweight(d->g, op->w[1]);
         if (n * w->n_out > gu) gu = n * w->n_out;
         if (n * op->u.mlp.n_ff > hidden) hidden = n * op->u.mlp.n_ff;
@@ -55,10 +55,12 @@ static int alloc_work(cu_dev *d, ks_err *err)
             act_width = cu_max(act_width, op->u.mlp.n_ff);
         }
         if (!many) continue;
-        if (n > pairs) pairs = n;
+        x->cap_pairs = x->cap_pairs && x->cap_pairs < n ? x->cap_pairs : n;
+        if ((size_t)d->bind.max_rows * op->u.mlp.k > pairs) pairs = (size_t)d->bind.max_rows * op->u.mlp.k;
         if (n * v->n_out > out) out = n * v->n_out;
         n_experts = cu_max(n_experts, op->u.mlp.n_experts);
     }
+    size_t refs = n_experts + (x->cap_pairs ? pairs / x->cap_pairs + 1 : 0); /* the pairs of one may be cut */
     if (!(x->gate_up = cu_alloc(d, gu, sizeof(float), CU_FOR_ACTS, err)) ||
         !(x->hidden = cu_alloc(d, hidden, sizeof(float), CU_FOR_ACTS, err)) ||
         !(x->out = cu_alloc(d, out, sizeof(float), CU_FOR_ACTS, err)) ||
@@ -67,8 +69,8 @@ static int alloc_work(cu_dev *d, ks_err *err)
         !(x->pair_row = cu_alloc(d, pairs, sizeof(uint32_t), CU_FOR_ACTS, err)) ||
         !(x->slot_pair = cu_alloc(d, pairs, sizeof(uint32_t), CU_FOR_ACTS, err)) ||
         !(x->pair_weight = cu_alloc(d, pairs, sizeof(float), CU_FOR_ACTS, err)) ||
-        !(x->refs = cu_alloc(d, n_experts, sizeof *x->refs, CU_FOR_ACTS, err)) ||
-        !(x->refs_host = cu_alloc_pinned(d, n_experts, sizeof *x->refs, "routed pairs", err)) ||
+        !(x->refs = cu_alloc(d, refs, sizeof *x->refs, CU_FOR_ACTS, err)) ||
+        !(x->refs_host = cu_alloc_pinned(d, refs, sizeof *x->refs, "routed pairs", err)) ||
         !(x->n_refs = cu_alloc(d, 1, sizeof *x->n_refs, CU_FOR_ACTS, err)) ||
         !(x->heat = cu_alloc(d, (size_t)d->g->n_layers * d->g->n_experts, sizeof *x->heat, CU_FOR_TABLES, err)))
         return KS_E_NOMEM;
@@ -239,14 +241,6 @@ void cu_experts_unbind(cu_dev *d)
 
 /* ---- run */
 
-static cu_act act_rows(cu_act a, uint32_t first)
-{
-    a.q += (size_t)first * a.q_stride;
-    a.scale += (size_t)first * a.scale_stride;
-    a.sum += (size_t)first * a.sum_stride;
-    return a;
-}
-
 static void set_refs(const cu_dev *d, cu_matmul *m, const struct cu_job *j, size_t w_off, int32_t bias)
 {
     m->n_mat = j->n_mat;
@@ -266,7 +260,7 @@ void cu_products(cu_dev *d, const struct cu_job *j)
     cu_matmul m = cu_matmul_of(d, op->w[0], j->n_rows);
     set_refs(d, &m, j, 0, op->w[2]);
     cu_set_input(&m, &d->regs[op->in[0]]);
-    m.rows = x->pair_row;
+    m.rows = x->pair_row + j->base;
     m.y = x->gate_up;
     m.y_stride = m.n_out;
     cu_launch_matmul(&m, d->compute);
@@ -278,12 +272,12 @@ void cu_products(cu_dev *d, const struct cu_job *j)
                  .alpha = op->u.mlp.alpha,
                  .x = { x->gate_up + (size_t)j->first * m.n_out, m.n_out },
                  .y = { hidden, n_ff },
-                 .weight = op->u.mlp.weigh_input ? x->pair_weight + j->first : NULL };
+                 .weight = op->u.mlp.weigh_input ? x->pair_weight + j->base + j->first : NULL };
     cu_launch_glu(&g, d->compute);
     m = cu_matmul_of(d, op->w[1], j->n_rows);
     set_refs(d, &m, j, j->bank->down_off, op->w[3]);
     if (cu_is_quantized(m.type))
-        cu_launch_quant(hidden, n_ff, j->n_pairs, n_ff, act_rows(x->hidden_act, j->first), d->compute);
+        cu_launch_quant(hidden, n_ff, j->n_pairs, n_ff, cu_act_from(x->hidden_act, j->first), d->compute);
     m.act = x->hidden_act;
     m.x = x->hidden;
     m.x_stride = n_ff;
@@ -292,19 +286,25 @@ void cu_products(cu_dev *d, const struct cu_job *j)
     cu_launch_matmul(&m, d->compute);
 }
 
-void cu_combine_pairs(cu_dev *d, const ks_op *op)
+void cu_combine_some(cu_dev *d, const ks_op *op, uint32_t first, uint32_t n)
 {
     cu_experts *x = &d->ex;
     cu_combine c = { .n_rows = d->batch->n_rows,
                      .k = op->u.mlp.k,
                      .n_cols = cu_gweight(d->g, op->w[1])->n_out,
-                     .n = d->batch->n_rows * op->u.mlp.k,
-                     .clear = 1,
+                     .first = first,
+                     .n = n,
+                     .clear = first == 0,
                      .slot_pair = x->slot_pair,
                      .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
                      .x = x->out,
                      .y = d->regs[op->out[0]].r };
     cu_launch_combine(&c, d->compute);
+}
+
+void cu_combine_pairs(cu_dev *d, const ks_op *op)
+{
+    cu_combine_some(d, op, 0, d->batch->n_rows * op->u.mlp.k);
 }
 
 /* Nothing to bring: the device finds the experts itself, the host need not know. */
@@ -346,7 +346,7 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
     int rc = cu_check(d, (cudaError_t)cu_launch_sort(&s, d->compute), "sorting pairs", err);
     if (rc) return rc;
     if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
-    if (b->n_resident == b->n_experts)
+    if (b->n_resident == b->n_experts && (size_t)n * k <= x->cap_pairs)
         run_resident(d, op, b);
     else if (x->cold_x && n < d->share_rows)
         rc = cu_run_shared(d, op, bank, err);

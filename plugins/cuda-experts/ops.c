@@ -43,16 +43,16 @@ static int op_embed(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const ks_weight *w = cu_gweight(d->g, op->w[0]);
     size_t row = (size_t)w->n_in * ks_type_bits(w->type) / 8;
+    uint8_t *host = d->embed_host + d->first_row * row;
     for (uint32_t r = 0; r < d->batch->n_rows; r++) {
         if (d->batch->ids[r] < 0 || (uint32_t)d->batch->ids[r] >= w->n_out)
             return ks_fail(err, KS_E_INVAL, "row %u holds token %d: the vocabulary has %u", r, d->batch->ids[r],
                            w->n_out);
-        memcpy(d->embed_host + r * row, (const uint8_t *)w->data + (size_t)d->batch->ids[r] * row, row);
+        memcpy(host + r * row, (const uint8_t *)w->data + (size_t)d->batch->ids[r] * row, row);
     }
     size_t bytes = d->batch->n_rows * row;
     atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
-    int rc = cu_check(d, cudaMemcpyAsync(d->embed, d->embed_host, bytes, cudaMemcpyHostToDevice, d->compute),
-                      "embeddings", err);
+    int rc = cu_check(d, cudaMemcpyAsync(d->embed, host, bytes, cudaMemcpyHostToDevice, d->compute), "embeddings", err);
     if (!rc) cu_launch_embed(d->embed, w->type, d->regs[op->out[0]].r, op->f[0], d->batch->n_rows, w->n_in, d->compute);
     return rc;
 }
@@ -359,7 +359,8 @@ static int op_tap(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const struct dev_reg *x = &d->regs[op->in[0]];
     if (!d->batch->taps) return 0;
-    return to_host(d, x, d->batch->n_rows, d->batch->taps + (size_t)op->i[0] * d->batch->n_rows * x->width, err);
+    size_t row = (size_t)op->i[0] * d->step_rows + d->first_row;
+    return to_host(d, x, d->batch->n_rows, d->batch->taps + row * x->width, err);
 }
 
 static int op_qscale(cu_dev *d, const ks_op *op, ks_err *err)
@@ -499,6 +500,18 @@ static int run_op(cu_dev *d, uint32_t i, ks_err *err)
     return rc;
 }
 
+/* Ops [begin, end) over a piece. What EXPERTS will read of all rows is quantized while it is in the cache. */
+static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, uint32_t op_end, ks_err *err)
+{
+    int rc = 0;
+    cu_piece_enter(d, piece);
+    for (uint32_t i = begin; i < end && !rc; i++) rc = run_op(d, i, err);
+    if (rc || end == op_end || d->n_pieces == 1) return rc;
+    const ks_op *experts = cu_op(d->g, end);
+    if (cu_is_quantized(cu_gweight(d->g, experts->w[0])->type)) cu_quantize(d, experts->in[0]);
+    return 0;
+}
+
 int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
 {
     cu_dev *d = dev;
@@ -507,13 +520,22 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     if (op_begin < d->bind.op_begin || op_begin > op_end || op_end > d->bind.op_end)
         return ks_fail(err, KS_E_INVAL, "ops %u to %u are not among the bound %u to %u", op_begin, op_end,
                        d->bind.op_begin, d->bind.op_end);
+    if (b->n_rows > d->piece_rows && (op_begin != d->bind.op_begin || op_end != d->bind.op_end))
+        return ks_fail(err, KS_E_UNSUPPORTED, "a step of more than %u rows runs all ops at once, not %u to %u",
+                       d->piece_rows, op_begin, op_end);
     uint64_t t0 = cu_now_ns();
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err); /* of this thread */
     d->batch = b;
+    d->step_rows = b->n_rows;
     if (!rc) rc = cu_step_begin(d, b, err);
     if (!rc) rc = cu_experts_begin(d, err);
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
-    for (uint32_t i = op_begin; i < op_end && !rc; i++) rc = run_op(d, i, err);
+    for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {
+        for (end = i; end < op_end && cu_op(d->g, end)->kind != KS_OP_EXPERTS; end++) continue;
+        for (uint32_t p = 0; p < d->n_pieces && end > i && !rc; p++) rc = run_piece(d, p, i, end, op_end, err);
+        if (end > i) cu_pieces_leave(d, b, end < op_end ? cu_op(d->g, end)->in[0] : -1);
+        if (end < op_end && !rc) rc = run_op(d, end++, err);
+    }
     if (!d->dead) { /* also after a failure: what was launched must not meet the next batch */
         ks_err e;
         int rc2 = cu_wait(d, "the step", &e);

@@ -127,7 +127,7 @@ static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_e
     const struct ring_slot *last = &x->ring[(x->taken - 1) % x->n_ring];
     rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
     if (!rc) rc = launch_some(d, op, b, true, &ref, err);
-    return rc ? rc : cu_ring_give_back(d, err);
+    return rc ? rc : cu_ring_give_back(d, 0, err);
 }
 
 /* What the host's cores need for an expert's byte, smoothed. */

@@ -12,11 +12,10 @@ static size_t pages_of_seq(const cu_dev *d)
 
 size_t cu_step_bytes(const cu_dev *d)
 {
-    size_t rows = d->bind.max_rows, n = 0;
-    n += cu_round(rows * 4, 256) * 2 + cu_round((size_t)d->bind.max_out * 4, 256);
-    n += cu_round(rows * sizeof(cu_seq), 256);
-    n += d->n_tile_kinds * cu_round(rows * sizeof(cu_tile), 256);
-    return n + cu_round(rows * pages_of_seq(d) * 4, 256);
+    size_t rows = d->bind.max_rows, n = rows * 2 * 4 + (size_t)d->bind.max_out * 4;
+    n += ((size_t)d->max_seqs + d->cap_pieces) * sizeof(cu_seq) + d->n_tile_kinds * rows * sizeof(cu_tile);
+    n += d->cap_pieces * (4 + d->n_tile_kinds) * 256u; /* each part is rounded */
+    return n + cu_round(d->max_seqs * pages_of_seq(d) * 4, 256);
 }
 
 /* The next part of the block: its host side; the device's goes to *ret_dev. */
@@ -67,6 +66,8 @@ static int check_batch(const cu_dev *d, const ks_batch *b, ks_err *err)
     if (b->n_rows == 0 || b->n_rows > d->bind.max_rows || b->n_out > d->bind.max_out)
         return ks_fail(err, KS_E_LIMIT, "a step of %u rows and %u results: 1 to %u and at most %u were bound",
                        b->n_rows, b->n_out, d->bind.max_rows, d->bind.max_out);
+    if (b->n_seqs > d->max_seqs)
+        return ks_fail(err, KS_E_LIMIT, "a step of %u sequences: at most %u were bound", b->n_seqs, d->max_seqs);
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         if ((rc = check_seq(d, b, i, row, err))) return rc;
         row += b->seqs[i].n_rows;
@@ -79,33 +80,57 @@ static int check_batch(const cu_dev *d, const ks_batch *b, ks_err *err)
     return 0;
 }
 
+/* What a piece says; page_at: where the pages of its sequences begin. */
+static void fill_piece(cu_dev *d, struct cu_piece *p, const uint32_t *page_at, size_t *at)
+{
+    const ks_batch *b = &p->b;
+    cu_step *t = &p->step;
+    uint32_t last = 0;
+    memcpy(part(d, at, (size_t)b->n_rows * 4, &t->pos), b->pos, (size_t)b->n_rows * 4);
+    uint32_t *row_seq = part(d, at, (size_t)b->n_rows * 4, &t->row_seq);
+    uint32_t *out_rows = part(d, at, (size_t)b->n_out * 4, &t->out_rows);
+    for (uint32_t i = 0; i < b->n_out; i++) out_rows[i] = b->out_rows[i] - p->row;
+    cu_seq *seqs = part(d, at, b->n_seqs * sizeof *seqs, &t->seqs);
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        const ks_seq *s = &b->seqs[i];
+        seqs[i] = (cu_seq) { s->row, s->n_rows, s->pos, s->slot, page_at[i], 0 };
+        last = cu_max(last, s->pos + s->n_rows - 1);
+        for (uint32_t r = 0; r < s->n_rows; r++) row_seq[s->row + r] = i;
+    }
+    t->n_spans = last / KS_ATTN_SPAN + 1;
+    for (uint32_t k = 0; k < d->n_tile_kinds; k++) {
+        cu_tile *tiles = part(d, at, b->n_rows * sizeof *tiles, &t->tiles[k]);
+        t->n_tiles[k] = fill_tiles(b, d->tile_rows[k], tiles);
+    }
+}
+
+/* One list for all pieces: of each sequence, as many as its last row needs. */
+static void fill_pages(cu_dev *d, const ks_batch *b, uint32_t *page_at, size_t *at)
+{
+    uint32_t n = 0, *dev, *pages = (uint32_t *)(void *)(d->meta_host + *at);
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        const ks_seq *s = &b->seqs[i];
+        uint32_t need = d->g->n_states ? (s->pos + s->n_rows + d->bind.page_tok - 1) / d->bind.page_tok : 0;
+        page_at[i] = n;
+        if (need) memcpy(pages + n, s->pages, (size_t)need * 4);
+        n += need;
+    }
+    (void)part(d, at, (size_t)n * 4, &dev);
+    for (uint32_t i = 0; i < d->n_pieces; i++) d->pieces[i].step.pages = dev;
+}
+
 int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err)
 {
     size_t at = 0;
-    cu_step *t = &d->step;
     int rc = check_batch(d, b, err);
     if (rc) return rc;
-    memcpy(part(d, &at, (size_t)b->n_rows * 4, &t->pos), b->pos, (size_t)b->n_rows * 4);
-    uint32_t *row_seq = part(d, &at, (size_t)b->n_rows * 4, &t->row_seq);
-    void *out_rows = part(d, &at, (size_t)b->n_out * 4, &t->out_rows);
-    if (b->n_out) memcpy(out_rows, b->out_rows, (size_t)b->n_out * 4);
-    cu_seq *seqs = part(d, &at, b->n_seqs * sizeof *seqs, &t->seqs);
-    for (uint32_t k = 0; k < d->n_tile_kinds; k++) {
-        cu_tile *tiles = part(d, &at, b->n_rows * sizeof *tiles, &t->tiles[k]);
-        t->n_tiles[k] = fill_tiles(b, d->tile_rows[k], tiles);
+    cu_pieces_cut(d, b);
+    fill_pages(d, b, d->page_at, &at);
+    for (uint32_t i = 0, seq = 0; i < d->n_pieces; i++) {
+        struct cu_piece *p = &d->pieces[i];
+        while (b->seqs[seq].row + b->seqs[seq].n_rows <= p->row) seq++; /* its first */
+        fill_piece(d, p, d->page_at + seq, &at);
     }
-    uint32_t *pages = (uint32_t *)(void *)(d->meta_host + at), n_pages = 0, last = 0;
-    for (uint32_t i = 0; i < b->n_seqs; i++) {
-        const ks_seq *s = &b->seqs[i];
-        uint32_t end = s->pos + s->n_rows, need = d->g->n_states ? (end + d->bind.page_tok - 1) / d->bind.page_tok : 0;
-        seqs[i] = (cu_seq) { s->row, s->n_rows, s->pos, s->slot, n_pages, 0 };
-        if (need) memcpy(pages + n_pages, s->pages, (size_t)need * 4);
-        n_pages += need;
-        last = cu_max(last, end - 1);
-        for (uint32_t r = 0; r < s->n_rows; r++) row_seq[s->row + r] = i;
-    }
-    (void)part(d, &at, (size_t)n_pages * 4, &t->pages);
-    t->n_spans = last / KS_ATTN_SPAN + 1;
     atomic_fetch_add_explicit(&d->bytes_in, at, memory_order_relaxed);
     return cu_check(d, cudaMemcpyAsync(d->meta, d->meta_host, at, cudaMemcpyHostToDevice, d->compute),
                     "the step's tables", err);

@@ -89,73 +89,97 @@ static void skip(cu_experts *x, uint32_t bank, uint32_t e)
     if (x->taken < x->tail && next->bank == bank && next->expert == e) x->taken++;
 }
 
-/* All products with the taken slots are launched. */
-int cu_ring_give_back(cu_dev *d, ks_err *err)
+int cu_ring_give_back(cu_dev *d, uint32_t keep, ks_err *err)
 {
     cu_experts *x = &d->ex;
     int rc = 0;
-    for (; x->head < x->taken && !rc; x->head++)
+    for (; x->head + keep < x->taken && !rc; x->head++)
         rc = cu_check(d, cudaEventRecord(x->ring[x->head % x->n_ring].free, d->compute), "an event", err);
     return rc ? rc : send_ahead(d, err);
 }
 
 /* ---- streamed experts */
 
-/* Experts [*at, ...) of a group: as many as a part of the ring holds, so that the next ones come while these compute.
- */
-static int fill_group(cu_dev *d, uint32_t bank, uint32_t *at, uint32_t ref, struct cu_job *j, ks_err *err)
+/* How far an EXPERTS op has come. Pairs [base, at) lie in the workspaces. */
+struct walk {
+    const ks_op *op;
+    uint32_t bank, expert; /* the next */
+    uint32_t at, base;     /* pair */
+    uint32_t ref;          /* the next in the table */
+    const uint8_t *w;      /* of an expert whose pairs were cut: where it lies; NULL: none was */
+};
+
+/* The next of the op's experts: as many as a part of the ring holds, so that others come while these compute, and as
+ * many pairs as the workspaces hold. */
+static int fill_group(cu_dev *d, struct walk *k, struct cu_job *j, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    const struct dev_bank *b = &x->banks[bank];
-    uint32_t cap = cu_max(x->n_ring / GROUPS, 1), e = *at;
-    uint64_t hot = 0, cold = 0, first = x->taken;
+    const struct dev_bank *b = &x->banks[k->bank];
+    uint64_t hot = 0, cold = 0, first = x->taken, cap = cu_max(x->n_ring / GROUPS, 1);
     struct ring_slot *last = NULL;
     int rc = 0;
-    j->first = x->begin_host[e];
-    for (; e < b->n_experts && !rc; e++) {
-        uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
-        const uint8_t *w = b->where[e];
+    j->base = k->base;
+    j->first = k->at - k->base;
+    while (k->expert < b->n_experts && !rc) {
+        uint32_t e = k->expert, left = x->begin_host[e + 1] - k->at,
+                 n = cu_min(left, (uint32_t)(x->cap_pairs - (k->at - k->base)));
+        const uint8_t *w = k->w ? k->w : b->where[e];
+        if (left && !n) break;
         if (!w && x->taken - first == cap) break;
-        if (!n) {
-            if (!w) skip(x, bank, e);
+        if (!left) {
+            if (!w) skip(x, k->bank, e);
+            k->expert++;
             continue;
         }
-        *(w ? &hot : &cold) += n;
-        if (!w && !(rc = cu_ring_take(d, bank, e, &last, err))) w = last->p;
-        x->refs_host[ref + j->n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
+        *(b->where[e] ? &hot : &cold) += n;
+        if (!w && !(rc = cu_ring_take(d, k->bank, e, &last, err))) w = last->p;
+        x->refs_host[k->ref + j->n_mat++] = (cu_ref) { w, e, k->at - k->base, n, 0 };
         j->n_rows = cu_max(j->n_rows, n);
+        k->at += n;
+        k->expert += n == left;
+        k->w = n == left ? NULL : w;
     }
-    j->n_pairs = x->begin_host[e] - j->first;
-    *at = e;
+    j->n_pairs = k->at - k->base - j->first;
     atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->cold, cold, memory_order_relaxed);
     if (!rc && last) rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
     return rc;
 }
 
+static int run_group(cu_dev *d, struct walk *k, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_bank *b = &x->banks[k->bank];
+    struct cu_job j = { .op = k->op, .bank = b, .refs = x->refs + k->ref };
+    int rc = fill_group(d, k, &j, err);
+    if (rc) return rc;
+    if (j.n_mat) {
+        rc = cu_check(d,
+                      cudaMemcpyAsync(x->refs + k->ref, x->refs_host + k->ref, j.n_mat * sizeof *x->refs,
+                                      cudaMemcpyHostToDevice, d->compute),
+                      "routed pairs", err);
+        if (rc) return rc;
+        k->ref += j.n_mat;
+        cu_products(d, &j);
+    }
+    if ((rc = cu_ring_give_back(d, k->w && !b->where[k->expert], err))) return rc;
+    if (k->expert == b->n_experts || k->at - k->base == x->cap_pairs) {
+        cu_combine_some(d, k->op, k->base, k->at - k->base);
+        k->base = k->at;
+    }
+    return 0;
+}
+
 int cu_run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
 {
     cu_experts *x = &d->ex;
     const struct dev_bank *b = &x->banks[bank];
+    struct walk k = { .op = op, .bank = bank };
     int rc = cu_check(d,
                       cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
                                       cudaMemcpyDeviceToHost, d->compute),
                       "routed pairs", err);
     if (!rc) rc = cu_wait(d, "routed pairs", err);
-    for (uint32_t e = 0, ref = 0; e < b->n_experts && !rc;) {
-        struct cu_job j = { .op = op, .bank = b, .refs = x->refs + ref };
-        if ((rc = fill_group(d, bank, &e, ref, &j, err))) break;
-        if (j.n_mat) {
-            rc = cu_check(d,
-                          cudaMemcpyAsync(x->refs + ref, x->refs_host + ref, j.n_mat * sizeof *x->refs,
-                                          cudaMemcpyHostToDevice, d->compute),
-                          "routed pairs", err);
-            if (rc) break;
-            ref += j.n_mat;
-            cu_products(d, &j);
-        }
-        rc = cu_ring_give_back(d, err);
-    }
-    if (!rc) cu_combine_pairs(d, op);
+    while (k.expert < b->n_experts && !rc) rc = run_group(d, &k, err);
     return rc;
 }

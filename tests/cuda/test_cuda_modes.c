@@ -67,7 +67,8 @@ static int open_app(const char *dir, const char *const *settings, ks_config **c,
     if (!rc) rc = ks_config_set(*c, "cache-dir", "cache", KS_FROM_FLAG, "test", err);
     for (; !rc && *settings; settings += 2) {
         char ini[128];
-        bool plugin = strcmp(settings[0], "resident") == 0 || strcmp(settings[0], "ring") == 0;
+        bool plugin = strcmp(settings[0], "resident") == 0 || strcmp(settings[0], "ring") == 0 ||
+                      strcmp(settings[0], "piece") == 0;
         int n = snprintf(ini, sizeof ini, "[cuda-experts]\n%s = %s\n", settings[0], settings[1]);
         rc = plugin ? ks_config_parse_ini(*c, ini, (size_t)n, "test", KS_FROM_FILE, err)
                     : ks_config_set(*c, settings[0], settings[1], KS_FROM_FLAG, "test", err);
@@ -124,6 +125,14 @@ static const struct mode {
     { "8 of 48 experts stay, 8 places",
       NULL,
       { "expert-divisor", "7", "resident", "8", "step-tokens", "64", "max-running", "8" } },
+    /* long steps, in pieces of rows and of an expert's pairs */
+    { "5 of 48 experts stay, 3 places",
+      "5 of 16 experts stay, 3 places",
+      { "piece", "7", "resident", "5", "ring", "3", "step-tokens", "4096" } },
+    { "48 of 48 experts stay, 0 places",
+      "16 of 16 experts stay, 0 places",
+      { "piece", "100", "expert-divisor", "1", "step-tokens", "4096" } },
+    { "0 of 48 experts stay, 2 places", NULL, { "piece", "1", "resident", "0", "ring", "2", "step-tokens", "512" } },
 };
 
 static void compare(const char *dir, uint32_t n)

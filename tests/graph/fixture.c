@@ -14,16 +14,17 @@ uint32_t fx_page(uint32_t slot, uint32_t logical)
 }
 
 /* On the emulator each buffer is an allocation of its own, so that it sees where one ends. */
-static ks_plugin_setting gpu_settings[3] = { { "cuda-experts", "apart", "true", "test" } };
+static ks_plugin_setting gpu_settings[4] = { { "cuda-experts", "apart", "true", "test" } };
 static uint32_t n_gpu_settings = 1;
 static bool gpu_shares;
 
-void fx_gpu_settings(const char *resident, const char *ring, bool share)
+void fx_gpu_settings(const char *resident, const char *ring, const char *piece, bool share)
 {
     gpu_shares = share;
     n_gpu_settings = 1;
     if (resident) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "resident", resident, "test" };
     if (ring) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "ring", ring, "test" };
+    if (piece) gpu_settings[n_gpu_settings++] = (ks_plugin_setting) { "cuda-experts", "piece", piece, "test" };
 }
 
 static const char *gpu_dir;

@@ -43,7 +43,7 @@ int fx_choose_gpu(fixture *f, ks_err *err);
 void fx_gpu_folder(const char *dir);
 /* Settings of that plugin for the next fx_open: "resident" and "ring"; NULL: its defaults. share: the CPU computes the
  * experts that are not resident. */
-void fx_gpu_settings(const char *resident, const char *ring, bool share);
+void fx_gpu_settings(const char *resident, const char *ring, const char *piece, bool share);
 /* Logits of every row go to `logits` (rows, n_vocab), hidden states to `taps` (n_taps, rows, d) or nowhere. A slot's
  * pages are its own, scattered. */
 int fx_step(fixture *f, const fx_seq *seqs, uint32_t n_seqs, float *logits, float *taps, ks_err *err);

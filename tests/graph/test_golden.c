@@ -174,16 +174,16 @@ static void threads(golden_run *r)
     }
 }
 
-/* Experts that stay, some that do, and all of them through a ring of two places. */
+/* Experts that stay, some that do, and all of them through a ring of two places; steps in pieces. */
 static void residency(golden_run *r)
 {
-    static const char *const ways[][2] = { { "0", "2" }, { "5", "3" }, { "0", NULL } };
+    static const char *const ways[][3] = { { "0", "2", "3" }, { "5", "3", "1" }, { "0", NULL, NULL } };
     ks_err err;
     uint32_t n = emulated ? KS_MIN(4u, r->g.n_tok) : r->g.n_tok;
     for (size_t i = 0; i < KS_COUNT(ways); i++) {
         fixture f;
         char what[64];
-        fx_gpu_settings(ways[i][0], ways[i][1], false);
+        fx_gpu_settings(ways[i][0], ways[i][1], ways[i][2], false);
         must(fx_open(&f, r->dir, kernel_set, 1, KS_T_F32, NULL, &err), &err);
         run_pieces(r, &f, 0, r->g.ids, r->g.n_tok, r->g.n_tok, r->got);
         (void)snprintf(what, sizeof what, "%s resident experts", ways[i][0]);
@@ -193,9 +193,9 @@ static void residency(golden_run *r)
         fx_close(&f);
     }
     fixture f;
-    fx_gpu_settings("5", NULL, true);
+    fx_gpu_settings("5", NULL, NULL, true);
     must(fx_open(&f, r->dir, kernel_set, 1, KS_T_F32, NULL, &err), &err);
-    fx_gpu_settings(NULL, NULL, false);
+    fx_gpu_settings(NULL, NULL, NULL, false);
     run_pieces(r, &f, 0, r->g.ids, n, 1, r->got);
     fx_close(&f);
     double d = max_diff(r->got, r->g.logits, (size_t)n * r->g.n_vocab);
