@@ -29,7 +29,9 @@ typedef struct cu_options {
     int64_t resident; /* most experts that stay, -1: all that fit */
     int64_t ring;     /* places for experts on their way, 0: about 512 MB */
     int64_t piece;    /* rows that a long step computes together, 0: the device's choice */
+    int64_t patience; /* seconds that host and device wait for each other in a step */
     int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
+    int32_t lockstep; /* nothing is launched that would wait for the host */
 } cu_options;
 
 /* What device memory is for: the rows of the plan, in the order of their names in plan.c. Weights that always stay are
@@ -85,9 +87,11 @@ struct dev_bank {
     uint32_t op, layer, n_experts;
     const uint8_t *gate_up, *down; /* of expert 0, on the host */
     size_t gate_up_stride, down_stride, gate_up_bytes, down_bytes;
-    size_t down_off;       /* in a slot */
-    bool one_copy;         /* gate_up and down lie together */
-    const uint8_t **where; /* (n_experts) host copy of the table: NULL: not resident */
+    size_t down_off; /* in a slot */
+    bool one_copy;   /* gate_up and down lie together */
+    bool pinned;
+    const uint8_t *in_place; /* gate_up, as the device can read it; NULL: it cannot */
+    const uint8_t **where;   /* (n_experts) host copy of the table: NULL: not resident */
     const uint8_t **where_dev;
     uint32_t n_resident;
     uint32_t *slot_of; /* (n_experts) its slot + 1, or 0 */
@@ -109,6 +113,30 @@ struct ring_slot {
     cudaEvent_t free, landed; /* may be written again; its bytes are there */
 };
 
+/* A line through measured (n, t), the older the lighter: t = first + n * more. */
+struct cu_line {
+    double w, n, nn, t, nt;
+};
+
+/* Steps of few rows, whose cold experts are computed where they lie: see shared.c. */
+struct cu_share {
+    cu_mail *mail; /* pinned, like all that the device and the host exchange: NULL: nothing is shared */
+    cu_pair *pairs;
+    float *x, *y;       /* of rows whose cold experts the host computes; NULL: it computes none */
+    uint8_t *split;     /* (CU_SPLIT) as sent */
+    uint8_t *split_dev; /* on the device, like what follows */
+    uint32_t *n_left, *ticket;
+    cu_tally *tally;
+    int32_t *ids; /* plain: arguments of the host's function */
+    float *weights;
+    uint8_t *keep;
+    uint32_t *ops, n_ops;       /* (n_ops, a power of two) EXPERTS op of ticket t: ops[t % n_ops] */
+    uint32_t offered, answered; /* tickets */
+    cu_tally seen;
+    double link_ns;         /* of a byte that the device reads in place; 0: not known */
+    struct cu_line host[2]; /* ns of n experts on the host's cores, in steps of few rows, of more */
+};
+
 typedef struct cu_experts {
     struct dev_bank *banks;
     uint32_t n_banks;
@@ -120,23 +148,13 @@ typedef struct cu_experts {
     cudaEvent_t landed[CU_BATCHES], idle;
     uint64_t n_batches, n_landed; /* of loads: begun, entered into the tables */
     bool stepped;                 /* a step has run since bind */
-    /* What an expert's byte costs, ns, over the link and on the host's cores (in steps of few rows, of more); 0: not
-     * known. And the cold experts of the op that runs that the device fetches, rather than leave them to the host. */
-    double link_ns, cpu_ns[2];
-    struct ring_slot **fetched; /* (n_experts) NULL: not fetched */
-    uint32_t n_fetched;
+    struct cu_share share;
     struct ring_slot *ring; /* (n_ring) a queue: [head, taken) being computed with, [taken, tail) on their way */
     uint32_t n_ring;
     uint64_t head, taken, tail;
     uint32_t ahead_bank, ahead_expert; /* the next that is sent before anybody asks; ahead_bank n_banks: none */
     void **registered;                 /* host memory pinned for DMA */
     uint32_t n_registered;
-    /* of rows whose cold experts the host computes; pinned */
-    float *cold_x, *cold_y, *cold_weights;
-    int32_t *cold_ids;
-    uint8_t *cold_keep; /* plain */
-    void *cold_route;
-    float *cold_sum; /* on the device */
     /* of the op that runs */
     uint32_t *begin, *begin_host, *pair_row, *slot_pair; /* host: pinned */
     float *pair_weight, *gate_up, *hidden, *out;
@@ -207,7 +225,7 @@ typedef struct cu_dev {
     uint32_t first_row;    /* its first of the step */
     uint32_t step_rows;
     _Atomic uint64_t steps, rows, launches, bytes_in, bytes_out, hot, cold;
-    _Atomic uint64_t uploads, upload_bytes, run_ns, wait_ns, cold_ns;
+    _Atomic uint64_t uploads, upload_bytes, run_ns, wait_ns, cold_ns, cold_bytes, linked_bytes;
     _Atomic uint32_t resident;
 } cu_dev;
 
@@ -338,7 +356,15 @@ int cu_ring_give_back(cu_dev *d, uint32_t keep, ks_err *err);
 int cu_run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
 
 /* shared.c */
+int cu_share_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */
+int cu_share_fill(cu_dev *d, ks_err *err);    /* after the banks are pinned */
+void cu_share_unbind(cu_dev *d);
+bool cu_shares(const cu_dev *d);            /* this step */
+int cu_share_begin(cu_dev *d, ks_err *err); /* of a run */
 int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
+void cu_share_poll(cu_dev *d);               /* answers what is asked by now */
+int cu_share_drain(cu_dev *d, ks_err *err);  /* answers all that was offered: before whatever waits for the device */
+int cu_share_finish(cu_dev *d, ks_err *err); /* of a run */
 
 /* place.c */
 int cu_place_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */

@@ -89,6 +89,9 @@ static void pin_range(cu_dev *d, uintptr_t begin, uintptr_t end)
     cudaError_t rc = cudaHostRegister((void *)begin, end - begin, cudaHostRegisterPortable);
     if (rc == cudaSuccess) {
         d->ex.registered[d->ex.n_registered++] = (void *)begin;
+        for (uint32_t i = 0; i < d->ex.n_banks; i++)
+            d->ex.banks[i].pinned |=
+                (uintptr_t)d->ex.banks[i].gate_up >= begin && (uintptr_t)d->ex.banks[i].gate_up < end;
         return;
     }
     char line[256];
@@ -123,30 +126,6 @@ static int pin_banks(cu_dev *d, ks_err *err)
         pin_range(d, r[i][0], end);
     }
     free(r);
-    return 0;
-}
-
-static int alloc_cold(cu_dev *d, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    size_t in = 0, out = 0, pairs = 0, rows = cu_min(d->bind.max_rows, d->share_rows - 1);
-    if (!d->bind.cold || !rows) return 0;
-    for (uint32_t i = 0; i < x->n_banks; i++) {
-        const ks_op *op = cu_op(d->g, x->banks[i].op);
-        size_t width = cu_greg(d->g, (uint32_t)op->in[0])->width, y = cu_gweight(d->g, op->w[1])->n_out;
-        in = width > in ? width : in;
-        out = y > out ? y : out;
-        pairs = op->u.mlp.k > pairs ? op->u.mlp.k : pairs;
-    }
-    if (!(x->cold_x = cu_alloc_pinned(d, rows * in, sizeof(float), "experts of the host", err)) ||
-        !(x->cold_y = cu_alloc_pinned(d, rows * out, sizeof(float), "experts of the host", err)) ||
-        !(x->cold_route = cu_alloc_pinned(d, rows * pairs, 8, "experts of the host", err)) ||
-        !(x->cold_weights = cu_alloc_host(d, rows * pairs, sizeof(float), "experts of the host", err)) ||
-        !(x->cold_ids = cu_alloc_host(d, rows * pairs, sizeof(int32_t), "experts of the host", err)) ||
-        !(x->cold_keep = cu_alloc_host(d, rows * pairs, 1, "experts of the host", err)) ||
-        !(x->fetched = cu_alloc_host(d, d->g->n_experts, sizeof *x->fetched, "experts of the host", err)) ||
-        !(x->cold_sum = cu_alloc(d, rows * out, sizeof(float), CU_FOR_ACTS, err)))
-        return KS_E_NOMEM;
     return 0;
 }
 
@@ -207,14 +186,14 @@ int cu_experts_lay_out(cu_dev *d, ks_err *err)
     if (!(d->ex.banks = cu_alloc_host(d, n, sizeof *d->ex.banks, "the experts' table", err))) return KS_E_NOMEM;
     for (uint32_t i = d->bind.op_begin; i < d->bind.op_end; i++)
         if (d->mine[i] && cu_op(d->g, i)->kind == KS_OP_EXPERTS && (rc = add_bank(d, i, err))) return rc;
-    if ((rc = alloc_work(d, err)) || (rc = alloc_cold(d, err))) return rc;
+    if ((rc = alloc_work(d, err)) || (rc = cu_share_lay_out(d, err))) return rc;
     return alloc_places(d, err);
 }
 
 int cu_experts_fill(cu_dev *d, ks_err *err)
 {
     int rc;
-    if ((rc = make_events(d, err)) || (rc = pin_banks(d, err))) return rc;
+    if ((rc = make_events(d, err)) || (rc = pin_banks(d, err)) || (rc = cu_share_fill(d, err))) return rc;
     return cu_place_first(d, err);
 }
 
@@ -232,10 +211,7 @@ void cu_experts_unbind(cu_dev *d)
     free(x->slots);
     free(x->ring);
     free(x->registered);
-    free(x->cold_weights);
-    free(x->cold_ids);
-    free(x->cold_keep);
-    free(x->fetched);
+    cu_share_unbind(d);
     *x = (cu_experts) { 0 };
 }
 
@@ -345,11 +321,12 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
                   .heat = op->layer < d->g->n_layers ? x->heat + (size_t)op->layer * d->g->n_experts : NULL };
     int rc = cu_check(d, (cudaError_t)cu_launch_sort(&s, d->compute), "sorting pairs", err);
     if (rc) return rc;
-    if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
-    if (b->n_resident == b->n_experts && (size_t)n * k <= x->cap_pairs)
-        run_resident(d, op, b);
-    else if (x->cold_x && n < d->share_rows)
+    bool shares = cu_shares(d);
+    if (!shares && cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
+    if (shares) /* quantizes after the offer */
         rc = cu_run_shared(d, op, bank, err);
+    else if (b->n_resident == b->n_experts && (size_t)n * k <= x->cap_pairs)
+        run_resident(d, op, b);
     else
         rc = cu_run_streamed(d, op, bank, err);
     if (!rc && bank + 1 == x->n_banks) rc = cu_heat_fetch(d, err);

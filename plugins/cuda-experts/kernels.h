@@ -216,6 +216,74 @@ void cu_launch_combine(const cu_combine *a, cu_stream s);
 void cu_launch_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
                     uint32_t *n_refs, cu_stream s);
 
+/* ---- experts shared with the host (shared.c says how both sides take turns) */
+typedef struct cu_pair {
+    int32_t expert; /* -1: another device's */
+    float weight;
+} cu_pair;
+
+/* Cumulative: (row, expert) pairs whose expert was on the device or not; bytes of experts that were read in place. */
+typedef struct cu_tally {
+    uint64_t hot, cold, linked_bytes;
+} cu_tally;
+
+/* What both sides write, in pinned memory of the host, on lines of their own. */
+typedef struct cu_mail {
+    /* the device's */
+    uint64_t up;        /* ticket of the last offer << 32 | pairs of the host; it waits if there are some */
+    uint32_t n_experts; /* the host's, in this offer */
+    uint32_t late;      /* the host did not come in time: sums are wrong */
+    cu_tally tally;
+    uint64_t _pad1[3];
+    /* the host's */
+    uint32_t down; /* the ticket of the last answer */
+    uint32_t _pad2[15];
+} cu_mail;
+
+#define CU_SPLIT 64u /* a table's entries; beyond it goes on in proportion */
+
+/* refs[i] for all experts that have pairs and that the device computes with, ascending: those it holds, and the first
+ * split[n] of a layer's n cold ones (NULL: all), which it reads where the host has them. The pairs of the others go to
+ * the host, with a ticket. */
+typedef struct cu_offer {
+    uint32_t n_rows, k, n_experts, n_cols; /* n_cols: of x */
+    const cu_pair *route;                  /* (n_rows, route_stride) */
+    size_t route_stride;
+    cu_reg x;
+    const uint32_t *begin;
+    const uint8_t *const *where; /* (n_experts) NULL: not there */
+    const uint8_t *in_place;     /* expert 0 in the host's memory; NULL: it cannot be read from here */
+    size_t in_place_stride;
+    const uint8_t *split; /* (CU_SPLIT) */
+    cu_ref *refs;
+    uint32_t *n_refs, *n_left, *ticket; /* (1) n_left: pairs of the host */
+    uint32_t *slot_pair;                /* nowhere for the host's */
+    size_t expert_bytes;
+    cu_tally *tally; /* on the device */
+    cu_mail *mail;
+    cu_pair *mail_pairs; /* (n_rows, k) -1: not the host's */
+    float *mail_x;       /* (n_rows, n_cols); NULL: all are the device's */
+} cu_offer;
+void cu_launch_offer(const cu_offer *a, cu_stream s);
+
+/* y[row] = sum over the row's pairs on the device, in ascending order, of weight * x[pair], + mail_y[row] where the
+ * host had pairs: for that it waits, patience_ns at most. */
+typedef struct cu_sum {
+    uint32_t n_rows, k, n_cols, _pad;
+    const uint32_t *slot_pair;
+    const float *pair_weight; /* NULL: 1 */
+    const float *x;           /* (pairs, n_cols) */
+    cu_reg y;
+    const uint32_t *n_left, *ticket;
+    cu_mail *mail;
+    const float *mail_y; /* (n_rows, n_cols) */
+    uint64_t patience_ns;
+} cu_sum;
+void cu_launch_sum(const cu_sum *a, cu_stream s);
+
+/* Reads memory of the host or the device, for a rate. */
+void cu_launch_read(const uint8_t *p, size_t bytes, uint32_t *ret, cu_stream s);
+
 /* ---- recurrent state */
 typedef struct cu_conv {
     uint32_t n_seqs, n, width, act;

@@ -348,6 +348,8 @@ static int to_host(cu_dev *d, const struct dev_reg *r, uint32_t n_rows, float *d
 {
     size_t row = (size_t)r->width * sizeof *dst;
     if (!n_rows) return 0;
+    int rc = cu_share_drain(d, err); /* a copy into plain memory waits for the device */
+    if (rc) return rc;
     atomic_fetch_add_explicit(&d->bytes_out, n_rows * row, memory_order_relaxed);
     return cu_check(
         d,
@@ -538,7 +540,8 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     }
     if (!d->dead) { /* also after a failure: what was launched must not meet the next batch */
         ks_err e;
-        int rc2 = cu_wait(d, "the step", &e);
+        int rc2 = cu_share_finish(d, &e);
+        if (!rc2) rc2 = cu_wait(d, "the step", &e);
         if (!rc2) rc2 = cu_check(d, cudaGetLastError(), "a launch", &e);
         if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
     }

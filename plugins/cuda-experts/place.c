@@ -10,7 +10,6 @@
 #include <string.h>
 
 #define NOBODY UINT32_MAX
-#define MEASURED_BYTES ((uint64_t)1 << 20) /* fewer say nothing about the link's rate */
 
 /* ---- the tables */
 
@@ -178,15 +177,11 @@ int cu_place(void *dev, const ks_place *changes, uint32_t n, ks_err *err)
     if (!d->g) return ks_fail(err, KS_E_STATE, "nothing is bound to GPU %d", d->index);
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err);
     if (!rc) rc = after_steps(d, err);
-    uint64_t batch = open_batch(x), t0 = cu_now_ns(), bytes = atomic_load_explicit(&d->bytes_in, memory_order_relaxed);
+    uint64_t batch = open_batch(x);
     for (uint32_t i = 0; i < n && !rc; i++) rc = change(d, &changes[i], batch, err);
     if (d->dead) return rc;
     int rc2 = close_batch(d, batch, &e); /* of what was begun, whatever came of the rest */
-    if (!rc2 && !x->stepped) {
-        rc2 = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", &e);
-        bytes = atomic_load_explicit(&d->bytes_in, memory_order_relaxed) - bytes;
-        if (bytes >= MEASURED_BYTES) x->link_ns = (double)(cu_now_ns() - t0) / (double)bytes;
-    }
+    if (!rc2 && !x->stepped) rc2 = cu_check(d, cudaStreamSynchronize(d->copy), "resident experts", &e);
     if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
     return rc;
 }

@@ -33,6 +33,18 @@ static const ks_option options[] = {
       .offset = offsetof(cu_options, apart),
       .dflt = "0",
       .help = "Each buffer is an allocation of its own, so that memory checkers see where it ends" },
+    { .key = "patience",
+      .type = KS_OPT_INT,
+      .offset = offsetof(cu_options, patience),
+      .dflt = "20",
+      .min = 1,
+      .max = 3600,
+      .help = "Seconds that GPU and CPU wait for each other's experts before the GPU counts as failed" },
+    { .key = "lockstep",
+      .type = KS_OPT_BOOL,
+      .offset = offsetof(cu_options, lockstep),
+      .dflt = "0",
+      .help = "Launch nothing that would wait for the CPU: for debuggers and checkers that run one launch at a time" },
 };
 
 static int probe(const ks_host *h, const void *opts, ks_probe *ret, ks_err *err)

@@ -8,6 +8,9 @@
 /* CU_LAUNCH(kernel, grid, block, shared bytes, stream)(arguments); a kernel with a comma in its name: in parentheses.
  */
 #define CU_LAUNCH(kernel, grid, block, shared, stream) kernel<<<grid, block, shared, stream>>>
+/* The same for a kernel that waits for the host: ready(arguments) says when it need not any more. The emulator asks it
+ * before it runs the kernel, here the kernel spins. */
+#define CU_LAUNCH_WHEN(ready, kernel, grid, block, shared, stream) CU_LAUNCH(kernel, grid, block, shared, stream)
 /* type *name: the launch's shared bytes. */
 #define CU_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 
@@ -63,6 +66,42 @@ static __device__ __forceinline__ void cp_async_commit(void)
 template <int LEFT> static __device__ __forceinline__ void cp_async_wait(void)
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT));
+}
+
+/* ---- words of the host's memory that both sides see */
+
+/* What the host wrote before `v` is seen after it; what this thread (and those it has met at a barrier) wrote before
+ * is seen by a host that reads v. */
+static __device__ __forceinline__ uint32_t load_flag(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+static __device__ __forceinline__ void raise_flag(uint32_t *p, uint32_t v)
+{
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+static __device__ __forceinline__ void raise_flag(uint64_t *p, uint64_t v)
+{
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+
+/* Past the caches, which may hold what stood there before. */
+static __device__ __forceinline__ float load_fresh(const float *p)
+{
+    float v;
+    asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+
+static __device__ __forceinline__ uint64_t clock_ns(void)
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
 }
 
 #endif

@@ -1,164 +1,371 @@
-/* EXPERTS shared with the host: few rows, whose cold experts its cores compute from the same bytes while the device has
- * the hot ones, and as many of the cold as the link can bring meanwhile. [engine] */
+/* EXPERTS of few rows: nothing is copied and nobody waits who need not.
+ *
+ * The device goes through the op list by itself. Of a layer's experts it computes with those that it holds and, as far
+ * as measured rates say, with cold ones that it reads over the link where the host has them. The others it offers to
+ * the host: pairs and rows go into memory that both see (`mail`), then a word with a ticket and the number of pairs.
+ * The host, which has launched what follows meanwhile, sees the word, computes, writes sums, and answers with the
+ * ticket; the device's kernel that adds everything up waits for it. A row's sum: the experts on the device, held and
+ * read in place, in ascending order, plus that of the host's in ascending order.
+ *
+ * Why nobody waits for ever. The device waits for an answer to its last offer only, and there is one mail: offers and
+ * answers alternate. The host, while it owes an answer, waits for nothing: launches return at once, because at most
+ * AHEAD layers are launched beyond the oldest that was answered, far less than the driver's queue holds. And both give
+ * up after `patience`: the host asks the device for its error and retires it; the device goes on and says that it
+ * was let down, which retires it, too. With `lockstep` the kernel that waits is launched after the answer. [engine] */
 #include "device.h"
 
+#include <immintrin.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define FEW_ROWS 4u     /* up to here the host's cores wait for memory, not for arithmetic */
-#define MAX_FETCHED 16u /* of one layer's cold experts, by steps that leave the others to the host */
+#define FEW_ROWS 4u       /* up to here the host's cores wait for memory, not for arithmetic */
+#define IN_PLACE_ROWS 8u  /* up to here a product reads its weights once */
+#define AHEAD 8u          /* layers */
+#define PAUSES 64u        /* between two looks at the clock */
+#define LOOK_NS 20000u    /* between two questions for the device's error */
+#define HANDSHAKE_NS 4000 /* of an offer and its answer, beside the work */
+#define PATIENCE_S 20     /* unless set */
+#define FORGET 0.98       /* weight of what was measured before, an answer later */
+#define RATE_BYTES ((size_t)64 << 20)
 
-/* Input and routes to the host; keep: the pairs that are its. */
-static int fetch_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
+static uint64_t patience_ns(const cu_dev *d)
+{
+    return (uint64_t)(d->opts->patience ? d->opts->patience : PATIENCE_S) * 1000000000u;
+}
+
+/* ---- bind */
+
+int cu_share_lay_out(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    const struct dev_reg *in = &d->regs[op->in[0]], *route = &d->regs[op->in[1]];
-    uint32_t n = d->batch->n_rows, k = op->u.mlp.k;
-    size_t row = (size_t)in->width * sizeof(float), pairs = (size_t)k * 8;
-    int rc = cu_check(d,
-                      cudaMemcpy2DAsync(x->cold_x, row, in->r.p, in->r.stride * sizeof(float), row, n,
-                                        cudaMemcpyDeviceToHost, d->compute),
-                      "rows for the host's experts", err);
-    if (!rc)
-        rc = cu_check(d,
-                      cudaMemcpy2DAsync(x->cold_route, pairs, route->r.p, route->r.stride * 8, pairs, n,
-                                        cudaMemcpyDeviceToHost, d->compute),
-                      "rows for the host's experts", err);
-    if (!rc)
-        rc = cu_check(d,
-                      cudaMemcpyAsync(x->begin_host, x->begin, (b->n_experts + 1) * sizeof *x->begin,
-                                      cudaMemcpyDeviceToHost, d->compute),
-                      "routed pairs", err);
-    if (!rc) rc = cu_wait(d, "rows for the host's experts", err);
-    atomic_fetch_add_explicit(&d->bytes_out, n * (row + pairs), memory_order_relaxed);
-    for (size_t i = 0; i < (size_t)n * k && !rc; i++) {
-        memcpy(&x->cold_ids[i], (const uint8_t *)x->cold_route + i * 8, 4);
-        memcpy(&x->cold_weights[i], (const uint8_t *)x->cold_route + i * 8 + 4, 4);
+    struct cu_share *s = &x->share;
+    size_t in = 0, out = 0, k = 0, rows = cu_min(d->bind.max_rows, cu_max(d->share_rows - 1, IN_PLACE_ROWS));
+    if (!x->n_banks) return 0;
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        const ks_op *op = cu_op(d->g, x->banks[i].op);
+        size_t width = cu_greg(d->g, (uint32_t)op->in[0])->width, y = cu_gweight(d->g, op->w[1])->n_out;
+        in = width > in ? width : in;
+        out = y > out ? y : out;
+        k = op->u.mlp.k > k ? op->u.mlp.k : k;
     }
+    for (s->n_ops = 2; s->n_ops <= x->n_banks;) s->n_ops *= 2;
+    if (!(s->mail = cu_alloc_pinned(d, 1, sizeof *s->mail, "experts of the host", err)) ||
+        !(s->pairs = cu_alloc_pinned(d, rows * k, sizeof *s->pairs, "experts of the host", err)) ||
+        !(s->split = cu_alloc_pinned(d, CU_SPLIT, 1, "experts of the host", err)) ||
+        !(s->split_dev = cu_alloc(d, CU_SPLIT, 1, CU_FOR_TABLES, err)) ||
+        !(s->n_left = cu_alloc(d, 1, sizeof *s->n_left, CU_FOR_TABLES, err)) ||
+        !(s->ticket = cu_alloc(d, 1, sizeof *s->ticket, CU_FOR_TABLES, err)) ||
+        !(s->tally = cu_alloc(d, 1, sizeof *s->tally, CU_FOR_TABLES, err)) ||
+        !(s->ops = cu_alloc_host(d, s->n_ops, sizeof *s->ops, "experts of the host", err)) ||
+        !(s->ids = cu_alloc_host(d, rows * k, sizeof *s->ids, "experts of the host", err)) ||
+        !(s->weights = cu_alloc_host(d, rows * k, sizeof *s->weights, "experts of the host", err)) ||
+        !(s->keep = cu_alloc_host(d, rows * k, 1, "experts of the host", err)))
+        return KS_E_NOMEM;
+    if (!d->planning) {
+        memset(s->mail, 0, sizeof *s->mail);
+        memset(s->split, 0, CU_SPLIT);
+    }
+    if (!d->bind.cold || d->share_rows < 2) return 0;
+    if (!(s->x = cu_alloc_pinned(d, rows * in, sizeof *s->x, "experts of the host", err)) ||
+        !(s->y = cu_alloc_pinned(d, rows * out, sizeof *s->y, "experts of the host", err)))
+        return KS_E_NOMEM;
+    return 0;
+}
+
+void cu_share_unbind(cu_dev *d)
+{
+    struct cu_share *s = &d->ex.share;
+    free(s->ops);
+    free(s->ids);
+    free(s->weights);
+    free(s->keep);
+}
+
+/* How fast experts are read where they lie. The second time: the first brings the link out of its sleep. */
+static int measure_link(cu_dev *d, const struct dev_bank *b, ks_err *err)
+{
+    cudaEvent_t at[2] = { NULL, NULL };
+    size_t all = (size_t)(b->n_experts - 1) * b->gate_up_stride + b->gate_up_bytes;
+    size_t bytes = all < RATE_BYTES ? all : RATE_BYTES;
+    float ms = 0;
+    int rc = 0;
+    for (uint32_t i = 0; i < 2 && !rc; i++) rc = cu_check(d, cudaEventCreate(&at[i]), "an event", err);
+    if (!rc) {
+        cu_launch_read(b->in_place, bytes, d->ex.share.n_left, d->compute);
+        rc = cu_check(d, cudaEventRecord(at[0], d->compute), "the link's rate", err);
+    }
+    if (!rc) {
+        cu_launch_read(b->in_place, bytes, d->ex.share.n_left, d->compute);
+        rc = cu_check(d, cudaEventRecord(at[1], d->compute), "the link's rate", err);
+    }
+    if (!rc) rc = cu_check(d, cudaEventSynchronize(at[1]), "the link's rate", err);
+    if (!rc) rc = cu_check(d, cudaEventElapsedTime(&ms, at[0], at[1]), "the link's rate", err);
+    for (uint32_t i = 0; i < 2; i++)
+        if (at[i]) (void)cudaEventDestroy(at[i]); /* of a lost device: see cu_free_all */
+    if (!rc) d->ex.share.link_ns = (double)ms * 1e6 / (double)bytes;
     return rc;
 }
 
-/* The hottest cold expert of the op that is not fetched yet; n_experts: there is none. */
-static uint32_t hottest_cold(const cu_dev *d, const struct dev_bank *b)
+/* What could not be pinned, or lies apart, the device does not read in place. */
+int cu_share_fill(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_bank *one = NULL;
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        struct dev_bank *b = &x->banks[i];
+        void *p = NULL;
+        if (!b->one_copy || !b->pinned) continue;
+        int rc = cu_check(d, cudaHostGetDevicePointer(&p, (void *)(uintptr_t)b->gate_up, 0), "experts in place", err);
+        if (rc) return rc;
+        b->in_place = p;
+        one = b;
+    }
+    return one && x->share.x && d->bind.host_places == KS_PLACES_BY_RATE ? measure_link(d, one, err) : 0;
+}
+
+/* ---- who computes what */
+
+static void measured(struct cu_line *l, double n, double t)
+{
+    l->w = l->w * FORGET + 1;
+    l->n = l->n * FORGET + n;
+    l->nn = l->nn * FORGET + n * n;
+    l->t = l->t * FORGET + t;
+    l->nt = l->nt * FORGET + n * t;
+}
+
+/* Where all n were alike, or noise is stronger, nothing is known about `first`. */
+static void line_of(const struct cu_line *l, double *ret_first, double *ret_more)
+{
+    double var = l->w * l->nn - l->n * l->n, mean = l->n > 0 ? l->t / l->n : 0;
+    double more = var > 1e-3 * l->w * l->nn ? (l->w * l->nt - l->n * l->t) / var : mean;
+    *ret_more = more > 0 && more < mean ? more : mean;
+    *ret_first = l->w > 0 ? (l->t - *ret_more * l->n) / l->w : 0;
+}
+
+/* Of n cold experts, so many over the link that both sides end together. */
+static uint8_t split_of(double n, double first, double more, double link)
+{
+    double best = n, t_best = n * link, m = (first + n * more) / (more + link);
+    for (double i = (double)(uint32_t)(m < n ? m : n), end = i + 1; i <= end && i < n; i++) {
+        double host = first + (n - i) * more, t = host > i * link ? host : i * link;
+        if (t < t_best) {
+            best = i;
+            t_best = t;
+        }
+    }
+    return (uint8_t)best;
+}
+
+static int send_split(cu_dev *d, ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    struct cu_share *s = &x->share;
+    uint8_t split[CU_SPLIT] = { 0 };
+    double first, more, link = s->link_ns * (double)(x->banks[0].gate_up_bytes + x->banks[0].down_bytes);
+    line_of(&s->host[d->step_rows > FEW_ROWS], &first, &more);
+    if (d->bind.host_places == KS_PLACES_BY_RATE && link > 0 && more > 0)
+        for (uint32_t n = 1; n < CU_SPLIT; n++) split[n] = split_of(n, first + HANDSHAKE_NS, more, link);
+    if (memcmp(split, s->split, sizeof split) == 0) return 0;
+    memcpy(s->split, split, sizeof split);
+    return cu_check(d, cudaMemcpyAsync(s->split_dev, s->split, sizeof split, cudaMemcpyHostToDevice, d->compute),
+                    "the experts' table", err);
+}
+
+static bool host_computes(const cu_dev *d)
+{
+    return d->ex.share.x && d->step_rows < d->share_rows;
+}
+
+/* One answer for all banks: what is launched does not depend on what is resident. */
+bool cu_shares(const cu_dev *d)
 {
     const cu_experts *x = &d->ex;
-    const uint64_t *heat = b->layer < d->g->n_layers ? x->heat_host + (size_t)b->layer * d->g->n_experts : NULL;
-    uint32_t best = b->n_experts;
-    for (uint32_t e = 0; e < b->n_experts; e++)
-        if (x->begin_host[e + 1] > x->begin_host[e] && !b->where[e] && !x->fetched[e] &&
-            (best == b->n_experts || (heat && heat[e] > heat[best])))
-            best = e;
-    return best;
-}
-
-/* Where the link has time that the host's cores leave it: so many of the cold experts come over it that both end
- * together, by their measured rates; the hottest, since they are asked for by most rows to come. Only where the host
- * lets bits depend on rates. */
-static int fetch_some(cu_dev *d, uint32_t bank, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    const struct dev_bank *b = &x->banks[bank];
-    double cpu = x->cpu_ns[d->batch->n_rows > FEW_ROWS];
-    uint32_t n_cold = 0, most = cu_min(x->n_ring, MAX_FETCHED);
-    int rc = 0;
-    memset(x->fetched, 0, b->n_experts * sizeof *x->fetched);
-    x->n_fetched = 0;
-    if (d->bind.host_places != KS_PLACES_BY_RATE || x->link_ns <= 0 || cpu <= 0) return 0;
-    for (uint32_t e = 0; e < b->n_experts; e++) n_cold += x->begin_host[e + 1] > x->begin_host[e] && !b->where[e];
-    uint32_t n = cu_min((uint32_t)(n_cold * cpu / (cpu + x->link_ns)), most);
-    for (; x->n_fetched < n && !rc; x->n_fetched++) {
-        uint32_t e = hottest_cold(d, b);
-        rc = cu_ring_take(d, bank, e, &x->fetched[e], err);
+    if (!x->n_ring || !x->n_banks || d->step_rows > d->piece_rows) return false;
+    bool host = host_computes(d), in_place = d->step_rows <= IN_PLACE_ROWS;
+    for (uint32_t i = 0; i < x->n_banks; i++) {
+        in_place = in_place && x->banks[i].in_place;
+        if ((uint64_t)d->step_rows * cu_op(d->g, x->banks[i].op)->u.mlp.k > x->cap_pairs) return false;
     }
-    return rc;
+    return host || in_place;
 }
 
-/* Which pairs are the host's; returns their number, and the experts they have in *ret_experts. */
-static uint32_t keep_cold(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint32_t *ret_experts)
+int cu_share_begin(cu_dev *d, ks_err *err)
 {
-    cu_experts *x = &d->ex;
-    uint32_t n = 0, pairs = d->batch->n_rows * op->u.mlp.k;
-    for (uint32_t i = 0; i < pairs; i++) {
-        x->cold_keep[i] = !b->where[x->cold_ids[i]] && !x->fetched[x->cold_ids[i]];
-        n += x->cold_keep[i];
+    return host_computes(d) ? send_split(d, err) : 0;
+}
+
+/* ---- the host's part */
+
+static void answer(cu_dev *d, uint32_t ticket)
+{
+    struct cu_share *s = &d->ex.share;
+    uint32_t op = s->ops[ticket % s->n_ops], n = d->step_rows, n_experts = s->mail->n_experts;
+    const ks_op *o = cu_op(d->g, op);
+    uint64_t t0 = cu_now_ns(), ns;
+    size_t expert = cu_gweight(d->g, o->w[0])->mat_bytes + cu_gweight(d->g, o->w[1])->mat_bytes;
+    for (uint32_t i = 0; i < n * o->u.mlp.k; i++) {
+        s->keep[i] = s->pairs[i].expert >= 0;
+        s->ids[i] = s->keep[i] ? s->pairs[i].expert : 0;
+        s->weights[i] = s->pairs[i].weight;
     }
-    *ret_experts = 0;
-    for (uint32_t e = 0; e < b->n_experts; e++)
-        *ret_experts += x->begin_host[e + 1] > x->begin_host[e] && !b->where[e] && !x->fetched[e];
-    return n;
-}
-
-/* Products of the experts that are resident, or of those that were fetched; refs [*ref, ...) are theirs. */
-static int launch_some(cu_dev *d, const ks_op *op, const struct dev_bank *b, bool fetched, uint32_t *ref, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    struct cu_job j = { .op = op, .bank = b, .refs = x->refs + *ref, .n_pairs = d->batch->n_rows * op->u.mlp.k };
-    uint64_t pairs = 0;
-    for (uint32_t e = 0; e < b->n_experts; e++) {
-        uint32_t n = x->begin_host[e + 1] - x->begin_host[e];
-        const uint8_t *w = !fetched ? b->where[e] : x->fetched[e] ? x->fetched[e]->p : NULL;
-        if (!n || !w) continue;
-        x->refs_host[*ref + j.n_mat++] = (cu_ref) { w, e, x->begin_host[e], n, 0 };
-        j.n_rows = cu_max(j.n_rows, n);
-        pairs += n;
-    }
-    if (!fetched) {
-        atomic_fetch_add_explicit(&d->hot, pairs, memory_order_relaxed);
-        atomic_fetch_add_explicit(&d->cold, j.n_pairs - pairs, memory_order_relaxed);
-    }
-    if (!j.n_mat) return 0;
-    int rc = cu_check(d,
-                      cudaMemcpyAsync(x->refs + *ref, x->refs_host + *ref, j.n_mat * sizeof *x->refs,
-                                      cudaMemcpyHostToDevice, d->compute),
-                      "routed pairs", err);
-    *ref += j.n_mat;
-    if (!rc) cu_products(d, &j);
-    return rc;
-}
-
-/* The device's part: the places of the others in the sum hold zeros. Resident experts do not wait for the fetched. */
-static int launch_hot(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
-{
-    cu_experts *x = &d->ex;
-    size_t out = (size_t)d->batch->n_rows * op->u.mlp.k * cu_gweight(d->g, op->w[1])->n_out;
-    uint32_t ref = 0;
-    int rc = cu_check(d, cudaMemsetAsync(x->out, 0, out * sizeof(float), d->compute), "the experts' sums", err);
-    if (!rc) rc = launch_some(d, op, b, false, &ref, err);
-    if (rc || !x->n_fetched) return rc;
-    const struct ring_slot *last = &x->ring[(x->taken - 1) % x->n_ring];
-    rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
-    if (!rc) rc = launch_some(d, op, b, true, &ref, err);
-    return rc ? rc : cu_ring_give_back(d, 0, err);
-}
-
-/* What the host's cores need for an expert's byte, smoothed. */
-static void measure_cold(cu_dev *d, const struct dev_bank *b, uint32_t n_experts, uint64_t ns)
-{
-    double *cpu = &d->ex.cpu_ns[d->batch->n_rows > FEW_ROWS];
-    double now = (double)ns / ((double)n_experts * (double)(b->gate_up_bytes + b->down_bytes));
-    *cpu = *cpu > 0 ? *cpu + (now - *cpu) / 8 : now;
+    d->bind.cold(d->bind.cold_ctx, op, n, s->x, s->ids, s->weights, s->keep, s->y);
+    __atomic_store_n(&s->mail->down, ticket, __ATOMIC_RELEASE);
+    ns = cu_now_ns() - t0;
+    measured(&s->host[n > FEW_ROWS], n_experts, (double)ns);
     atomic_fetch_add_explicit(&d->cold_ns, ns, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->cold_bytes, n_experts * expert, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->bytes_out, n * sizeof(float) * cu_greg(d->g, (uint32_t)o->in[0])->width,
+                              memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->bytes_in, n * sizeof(float) * cu_gweight(d->g, o->w[1])->n_out, memory_order_relaxed);
 }
 
-/* A row's sum: the experts on the device in ascending order, plus the sum of the host's in ascending order. */
+/* The last offer, if it is new. Those before it that were not seen had nothing for the host. */
+static bool answer_new(cu_dev *d)
+{
+    struct cu_share *s = &d->ex.share;
+    uint64_t up = __atomic_load_n(&s->mail->up, __ATOMIC_ACQUIRE);
+    uint32_t ticket = (uint32_t)(up >> 32);
+    if (ticket == s->answered) return false;
+    if ((uint32_t)up) answer(d, ticket);
+    s->answered = ticket;
+    return true;
+}
+
+/* Until an offer was answered. */
+static int wait_offer(cu_dev *d, ks_err *err)
+{
+    if (answer_new(d)) return 0;
+    uint64_t t0 = cu_now_ns(), looked = t0, now = t0, most = patience_ns(d);
+    int rc = 0;
+    for (;;) {
+        uint32_t i = 0;
+        while (i < PAUSES && __atomic_load_n(&d->ex.share.mail->up, __ATOMIC_RELAXED) >> 32 == d->ex.share.answered) {
+            _mm_pause();
+            i++;
+        }
+        now = cu_now_ns();
+        if (i < PAUSES) break;
+        if (now - looked < LOOK_NS) continue;
+        looked = now;
+        cudaError_t e = cudaStreamQuery(d->compute);
+        if (e == cudaErrorNotReady) (void)cudaGetLastError();
+        if (e != cudaSuccess && e != cudaErrorNotReady) rc = cu_check(d, e, "experts for the host", err);
+        if (!rc && now - t0 > most) rc = cu_check(d, cudaErrorLaunchTimeout, "experts for the host", err);
+        if (rc) break;
+    }
+    atomic_fetch_add_explicit(&d->wait_ns, now - t0, memory_order_relaxed);
+    if (!rc) (void)answer_new(d);
+    return rc;
+}
+
+/* Until at most `left` offers are open. */
+static int wait_offers(cu_dev *d, uint32_t left, ks_err *err)
+{
+    int rc = 0;
+    while (!rc && d->ex.share.offered - d->ex.share.answered > left) rc = wait_offer(d, err);
+    return rc;
+}
+
+void cu_share_poll(cu_dev *d)
+{
+    if (d->ex.share.offered != d->ex.share.answered) (void)answer_new(d);
+}
+
+int cu_share_drain(cu_dev *d, ks_err *err)
+{
+    return wait_offers(d, 0, err);
+}
+
+/* Also after a failure: the device must not be left waiting. */
+int cu_share_finish(cu_dev *d, ks_err *err)
+{
+    struct cu_share *s = &d->ex.share;
+    if (!s->mail || d->dead) return 0;
+    int rc = wait_offers(d, 0, err);
+    if (!rc && __atomic_load_n(&s->mail->late, __ATOMIC_ACQUIRE))
+        rc = cu_check(d, cudaErrorLaunchTimeout, "waiting for the host's experts", err);
+    cu_tally t = s->mail->tally; /* of the last offer, which was seen */
+    atomic_fetch_add_explicit(&d->hot, t.hot - s->seen.hot, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->cold, t.cold - s->seen.cold, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->linked_bytes, t.linked_bytes - s->seen.linked_bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->bytes_in, t.linked_bytes - s->seen.linked_bytes, memory_order_relaxed);
+    s->seen = t;
+    return rc;
+}
+
+/* ---- the device's part */
+
+static cu_offer offer_of(const cu_dev *d, const ks_op *op, const struct dev_bank *b)
+{
+    const cu_experts *x = &d->ex;
+    const struct cu_share *s = &x->share;
+    const struct dev_reg *in = &d->regs[op->in[0]], *route = &d->regs[op->in[1]];
+    bool host = host_computes(d);
+    return (cu_offer) { .n_rows = d->step_rows,
+                        .k = op->u.mlp.k,
+                        .n_experts = b->n_experts,
+                        .n_cols = in->width,
+                        .route = (const cu_pair *)(const void *)route->r.p,
+                        .route_stride = route->r.stride,
+                        .x = in->r,
+                        .begin = x->begin,
+                        .where = b->where_dev,
+                        .in_place = b->in_place,
+                        .in_place_stride = b->gate_up_stride,
+                        .split = host ? s->split_dev : NULL,
+                        .refs = x->refs,
+                        .n_refs = x->n_refs,
+                        .n_left = s->n_left,
+                        .ticket = s->ticket,
+                        .slot_pair = x->slot_pair,
+                        .expert_bytes = b->gate_up_bytes + b->down_bytes,
+                        .tally = s->tally,
+                        .mail = s->mail,
+                        .mail_pairs = s->pairs,
+                        .mail_x = host ? s->x : NULL };
+}
+
+static void take(cu_dev *d, const ks_op *op)
+{
+    const cu_experts *x = &d->ex;
+    cu_sum t = { .n_rows = d->step_rows,
+                 .k = op->u.mlp.k,
+                 .n_cols = cu_gweight(d->g, op->w[1])->n_out,
+                 .slot_pair = x->slot_pair,
+                 .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
+                 .x = x->out,
+                 .y = d->regs[op->out[0]].r,
+                 .n_left = x->share.n_left,
+                 .ticket = x->share.ticket,
+                 .mail = x->share.mail,
+                 .mail_y = x->share.y,
+                 .patience_ns = patience_ns(d) };
+    cu_launch_sum(&t, d->compute);
+}
+
 int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
 {
     cu_experts *x = &d->ex;
+    struct cu_share *s = &x->share;
     const struct dev_bank *b = &x->banks[bank];
-    uint32_t n = d->batch->n_rows, cols = cu_gweight(d->g, op->w[1])->n_out, n_experts = 0;
-    int rc = fetch_cold(d, op, b, err);
-    if (!rc) rc = fetch_some(d, bank, err);
-    if (!rc) rc = launch_hot(d, op, b, err);
+    uint32_t n = d->step_rows * op->u.mlp.k;
+    int rc = wait_offers(d, AHEAD - 1, err);
     if (rc) return rc;
-    cu_combine_pairs(d, op);
-    if (!keep_cold(d, op, b, &n_experts)) return 0;
-    uint64_t t0 = cu_now_ns();
-    d->bind.cold(d->bind.cold_ctx, b->op, n, x->cold_x, x->cold_ids, x->cold_weights, x->cold_keep, x->cold_y);
-    measure_cold(d, b, n_experts, cu_now_ns() - t0);
-    size_t bytes = (size_t)n * cols * sizeof(float);
-    atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
-    rc = cu_check(d, cudaMemcpyAsync(x->cold_sum, x->cold_y, bytes, cudaMemcpyHostToDevice, d->compute),
-                  "results of the host's experts", err);
-    cu_reg y = d->regs[op->out[0]].r, s = { x->cold_sum, cols };
-    if (!rc) cu_launch_add(y, s, y, NULL, 1, 1, n, cols, d->compute);
+    cu_offer o = offer_of(d, op, b);
+    s->ops[++s->offered % s->n_ops] = b->op;
+    cu_launch_offer(&o, d->compute);
+    if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
+    struct cu_job j = { .op = op,
+                        .bank = b,
+                        .refs = x->refs,
+                        .n_refs = x->n_refs,
+                        .n_mat = cu_min(b->n_experts, n),
+                        .n_rows = d->step_rows,
+                        .n_pairs = n };
+    cu_products(d, &j);
+    if (d->opts->lockstep) rc = wait_offers(d, 0, err);
+    if (!rc) take(d, op);
+    cu_share_poll(d);
     return rc;
 }

@@ -54,9 +54,9 @@ int cu_experts_begin(cu_dev *d, ks_err *err)
     cu_experts *x = &d->ex;
     int rc = cu_place_begin(d, err);
     if (rc || !x->n_ring) return rc;
-    if (x->cold_x && d->batch->n_rows < d->share_rows) { /* the host computes: nothing is sent unasked */
+    if (cu_shares(d)) { /* nothing is sent */
         forget(x);
-        return 0;
+        return cu_share_begin(d, err);
     }
     const ks_op *op = cu_op(d->g, x->banks[0].op);
     if (x->tail > x->taken && (uint64_t)d->batch->n_rows * op->u.mlp.k >= AHEAD * x->banks[0].n_experts) return 0;

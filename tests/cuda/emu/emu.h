@@ -7,6 +7,8 @@
  * - threads of a block are fibers that run in any order from one barrier to the next; blocks come in any order;
  * - new device memory and shared memory hold garbage; device memory can be touched by kernels and copies alone, only
  *   inside an allocation, and never again after cudaFree; under AddressSanitizer to the byte;
+ * - a kernel that waits for the host runs when the host has come; a host that waits for the device meanwhile is a
+ *   deadlock, and ends the process;
  * - cp.async copies at once, or not before it is waited for.
  * What a kernel must not do (diverging barriers, misaligned copies, pointers to plain host memory) ends the process
  * with a message: there is nothing to go on with.
@@ -33,6 +35,7 @@ typedef struct emu_control {
     bool lost;                /* every call fails; what was queued is not done */
     bool lose;                /* the failing call loses the device */
     uint64_t lose_launch;     /* so does the launch of this number; 0: none */
+    bool impatient;           /* kernels that wait for the host run at once, without what they wait for */
     size_t held, most, limit; /* bytes; limit: of cudaMalloc, as if others had the rest, unasked; 0: none */
     /* counters */
     uint32_t n_blocks, n_pinned, n_events, n_streams, n_registered;

@@ -17,7 +17,8 @@ typedef struct emu_dim {
 typedef struct emu_grid {
     const char *name;
     const void *kernel;
-    void (*run)(void *args); /* one thread's work */
+    void (*run)(void *args);   /* one thread's work */
+    bool (*ready)(void *args); /* the host has done what it waits for; NULL: it does not wait */
     void *args;
     emu_dim grid, block;
     size_t shared;

@@ -117,11 +117,19 @@ static void do_op(op *o)
     }
 }
 
-/* The first of the queue; false: it waits for another stream, or there is none. */
+/* A kernel that waits for the host, which has not come yet. It would wait for ever where the host waits for it: then
+ * it runs after a while and has to give up by itself. */
+static bool waits_for_host(const op *o)
+{
+    return o->kind == OP_KERNEL && o->u.kernel.ready && !emu.lost && !emu.impatient &&
+           !o->u.kernel.ready(o->u.kernel.args);
+}
+
+/* The first of the queue; false: it waits for another stream or for the host, or there is none. */
 static bool step(struct CUstream_st *s)
 {
     op *o = s->head;
-    if (!o || (o->kind == OP_WAIT && o->u.wait.s->done < o->u.wait.at)) return false;
+    if (!o || (o->kind == OP_WAIT && o->u.wait.s->done < o->u.wait.at) || waits_for_host(o)) return false;
     if (!(s->head = o->next)) s->tail = &s->head;
     if (!emu.lost) do_op(o);
     s->done++;
@@ -133,8 +141,11 @@ static bool step(struct CUstream_st *s)
 static void finish(struct CUstream_st *s, uint64_t at)
 {
     emu_memory_open();
-    while (s->done < at)
-        if (!step(s)) finish(s->head->u.wait.s, s->head->u.wait.at);
+    while (s->done < at) {
+        if (step(s)) continue;
+        if (waits_for_host(s->head)) emu_fault("%s waits for the host, which waits for it", s->head->u.kernel.name);
+        finish(s->head->u.wait.s, s->head->u.wait.at);
+    }
     emu_memory_close();
 }
 
@@ -330,14 +341,14 @@ static void look_for_host_pointers(const char *name, const uint64_t *words, size
 }
 
 void emu_launch(const char *name, const void *kernel, emu_dim grid, emu_dim block, size_t shared, cudaStream_t s,
-                void (*run)(void *), const void *args, size_t bytes);
+                void (*run)(void *), bool (*ready)(void *), const void *args, size_t bytes);
 void emu_launch(const char *name, const void *kernel, emu_dim grid, emu_dim block, size_t shared, cudaStream_t s,
-                void (*run)(void *), const void *args, size_t bytes)
+                void (*run)(void *), bool (*ready)(void *), const void *args, size_t bytes)
 {
     emu_lock();
     cudaError_t rc = emu_may_fail(cudaErrorUnknown);
     op *o = new_op(OP_KERNEL, bytes);
-    o->u.kernel = (emu_grid) { name, kernel, run, o->more, grid, block, shared };
+    o->u.kernel = (emu_grid) { name, kernel, run, ready, o->more, grid, block, shared };
     memcpy(o->more, args, bytes);
     if (!rc && !fits(&o->u.kernel)) rc = cudaErrorInvalidConfiguration;
     if (rc) {
@@ -416,9 +427,17 @@ static cudaError_t query(struct CUstream_st *s, uint64_t at)
 {
     if (s->done >= at) return cudaSuccess;
     emu_memory_open();
-    while (!step(s)) s = s->head->u.wait.s;
+    while (!step(s) && !waits_for_host(s->head)) s = s->head->u.wait.s;
     emu_memory_close();
     return cudaErrorNotReady;
+}
+
+/* Half a second passes from one look to the next. */
+uint64_t emu_clock_ns(void);
+uint64_t emu_clock_ns(void)
+{
+    static uint64_t now;
+    return now += 500000000;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream)
@@ -605,6 +624,7 @@ const char *cudaGetErrorString(cudaError_t rc)
     case cudaErrorNotReady: return "device not ready";
     case cudaErrorHostMemoryAlreadyRegistered: return "part or all of the requested memory range is already mapped";
     case cudaErrorHostMemoryNotRegistered: return "pointer does not correspond to a registered memory region";
+    case cudaErrorLaunchTimeout: return "the launch timed out and was terminated";
     case cudaErrorLaunchFailure: return "unspecified launch failure";
     default: return "unknown error";
     }

@@ -53,7 +53,8 @@ extern "C" {
 extern uint3 emu_thread_idx, emu_block_idx;
 extern dim3 emu_block_dim, emu_grid_dim;
 void emu_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t s,
-                void (*run)(void *), const void *args, size_t bytes);
+                void (*run)(void *), bool (*ready)(void *), const void *args, size_t bytes);
+uint64_t emu_clock_ns(void);
 cudaError_t emu_func_attribute(const void *kernel, enum cudaFuncAttribute a, int value);
 void *emu_dynamic_shared(void);
 void emu_barrier(void);
@@ -88,7 +89,12 @@ template <typename... P> struct emu_call {
     }
 };
 
-template <typename... P> struct emu_launcher {
+/* Whether the host has done what a kernel waits for. */
+template <auto READY, typename... P> struct emu_when {
+    static bool ready(void *self) { return std::apply(READY, ((emu_call<P...> *)self)->args); }
+};
+
+template <auto READY, typename... P> struct emu_launcher {
     const char *name;
     void (*kernel)(P...);
     dim3 grid, block;
@@ -98,18 +104,22 @@ template <typename... P> struct emu_launcher {
     {
         emu_call<P...> c = { kernel, std::tuple<P...>(a...) };
         __builtin_clear_padding(&c); /* the runtime looks for stray pointers in it */
-        emu_launch(name, (const void *)kernel, grid, block, shared, stream, emu_call<P...>::run, &c, sizeof c);
+        bool (*ready)(void *) = nullptr;
+        if constexpr (READY != nullptr) ready = emu_when<READY, P...>::ready;
+        emu_launch(name, (const void *)kernel, grid, block, shared, stream, emu_call<P...>::run, ready, &c, sizeof c);
     }
 };
 
-template <typename... P>
-static inline emu_launcher<P...> emu_configure(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
-                                               size_t shared, cudaStream_t s)
+template <auto READY = nullptr, typename... P>
+static inline emu_launcher<READY, P...> emu_configure(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
+                                                      size_t shared, cudaStream_t s)
 {
     return { name, kernel, grid, block, shared, s };
 }
 
 #define CU_LAUNCH(kernel, grid, block, shared, stream) emu_configure(#kernel, kernel, grid, block, shared, stream)
+#define CU_LAUNCH_WHEN(ready, kernel, grid, block, shared, stream) \
+    emu_configure<ready>(#kernel, kernel, grid, block, shared, stream)
 #define CU_DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
 
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, enum cudaFuncAttribute a, int value)
@@ -245,6 +255,33 @@ static inline void cp_async_commit(void)
 template <int LEFT> static inline void cp_async_wait(void)
 {
     emu_cp_wait(LEFT);
+}
+
+/* ---- words of the host's memory: who waits runs when he need not, so one look is enough */
+
+static inline uint32_t load_flag(const uint32_t *p)
+{
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static inline void raise_flag(uint32_t *p, uint32_t v)
+{
+    __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+
+static inline void raise_flag(uint64_t *p, uint64_t v)
+{
+    __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+
+static inline float load_fresh(const float *p)
+{
+    return *p;
+}
+
+static inline uint64_t clock_ns(void)
+{
+    return emu_clock_ns();
 }
 
 /* ---- numbers */
