@@ -4,6 +4,11 @@
  *   ppN          a prompt of N random tokens alone, until its first token
  *   tgN @ dD     N tokens after a context of D, whose pages are kept from one repeat to the next
  *   tgN xB       B answers at the same time
+ *   pp100 @ dD   100 new tokens after a prefix of D that is kept, beside what reading all of it took (cold)
+ *
+ * With a GPU the bound is the larger of what the link needs for the experts that do not stay, each once, and of what
+ * the operations need at the rates of --gpu-peak; bytes over the link are given as a part of what it could bring
+ * meanwhile.
  *
  * Every repeat runs all tests in turn, so that a slow phase of the machine hits them alike; medians are printed. */
 #include "app/bench.h"
@@ -24,7 +29,8 @@
 #define REPEATS_MAX 64u
 #define TESTS_MAX 64u
 #define FIRST_TOKENS 8u /* of a prompt at depth 0 */
-#define LISTS 3u
+#define LISTS 4u
+#define PREFIX_NEW 100u /* tokens after a kept prefix */
 
 typedef struct series {
     double v[REPEATS_MAX], median; /* sorted at the end */
@@ -36,6 +42,8 @@ typedef struct test {
     uint32_t tokens, depth, batch;  /* tokens to read, or to write */
     int32_t *ids;                   /* (batch, depth + FIRST_TOKENS): the same in all repeats */
     series rate, bound, part, ttft; /* tokens/s; tokens/s; the part that is reached; ms */
+    double cold_ms;                 /* after a kept prefix: of the prefix, read for the first time */
+    const char *limit;              /* what sets the bound */
     ks_cost cost;                   /* of the last repeat: one step, or one prompt */
     ks_rates rates;
     ks_stats stats; /* of the last repeat: what was done with experts on a device */
@@ -47,6 +55,7 @@ typedef struct bench {
     test tests[TESTS_MAX];
     uint32_t n, repeats;
     uint64_t seed;
+    ks_gpu_rates gpu; /* link 0: no GPU computes */
     uint64_t *heat;   /* (2, n_layers, n_experts): before and after a run; NULL: no experts */
     double load_s[2]; /* cold, warm */
 } bench;
@@ -93,12 +102,45 @@ static ks_rates mean_of(ks_rates x, ks_rates y)
     return (ks_rates) { (x.read + y.read) / 2, (x.int8 + y.int8) / 2, (x.f32 + y.f32) / 2 };
 }
 
+static double percent(double a, double b)
+{
+    return b > 0 ? 100 * a / b : 0;
+}
+
+static double hit_rate(const ks_stats *s)
+{
+    return percent((double)s->experts_hot, (double)s->experts_hot + (double)s->experts_cold) / 100;
+}
+
+static double bound_seconds(const bench *b, test *t)
+{
+    if (b->gpu.link <= 0) {
+        t->limit = ks_cost_limit(&t->cost, &t->rates);
+        return ks_cost_seconds(&t->cost, &t->rates);
+    }
+    const ks_stats *s = &t->stats;
+    ks_gpu_rates r = b->gpu;
+    const bool ahead = t->prefill && (r.host <= 0 || t->tokens >= b->a.opts.share_rows);
+    const double stay = s->experts ? (double)s->experts_resident / s->experts : 1;
+    r.host = r.host > 0 ? t->rates.read : 0;
+    return ks_cost_gpu_seconds(&t->cost, &r, 1 - (ahead ? stay : hit_rate(s)), ahead, &t->limit);
+}
+
+static uint32_t prompt_of(const test *t)
+{
+    return t->prefill ? t->depth + t->tokens : t->depth + FIRST_TOKENS;
+}
+
 static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
 {
-    const uint32_t n_prompt = t->prefill ? t->tokens : t->depth + FIRST_TOKENS, n_new = t->prefill ? 1 : t->tokens + 1;
+    const uint32_t n_prompt = prompt_of(t), n_new = t->prefill ? 1 : t->tokens + 1;
     double first, rest;
-    if (t->prefill)
-        for (uint32_t i = 0; i < n_prompt; i++) t->ids[i] = draw(b);
+    if (t->prefill) /* new ones, behind a prefix that is kept */
+        for (uint32_t i = t->depth; i < n_prompt; i++) t->ids[i] = draw(b);
+    if (t->prefill && t->depth && t->cold_ms <= 0) {
+        int rc = ks_clients_run(b->a.engine, t->ids, 1, t->depth + 1, 1, &t->cold_ms, &rest, err);
+        if (rc) return rc;
+    }
     ks_rates before = ks_meter_rates(&b->meter);
     if (b->heat && ks_engine_heat(b->a.engine, b->heat, NULL)) {
         free(b->heat); /* a device that does not count: all experts are taken to be asked for alike */
@@ -113,14 +155,12 @@ static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
     ks_load l = { .n_seqs = t->batch, .rows = 1, .outs = 1, .kv_type = ks_app_kv_type(b->a.config) };
     l.heat = heat_of_run(b);
     t->rates = mean_of(before, ks_meter_rates(&b->meter));
-    if (t->prefill)
-        l.rows = t->tokens;
-    else
-        l.pos = n_prompt + t->tokens / 2.0;
+    l.pos = t->prefill ? t->depth : n_prompt + t->tokens / 2.0;
+    if (t->prefill) l.rows = t->tokens;
     ks_cost_count(&b->a.model.graph, &l, &t->cost);
     const double ms = t->prefill ? first : rest / t->tokens, unit = t->prefill ? t->tokens : t->batch;
     t->rate.v[repeat] = unit * 1000 / ms;
-    t->bound.v[repeat] = unit / ks_cost_seconds(&t->cost, &t->rates);
+    t->bound.v[repeat] = unit / bound_seconds(b, t);
     t->part.v[repeat] = t->rate.v[repeat] / t->bound.v[repeat];
     t->ttft.v[repeat] = first;
     ks_log(KS_LOG_INFO, "bench", "%s: %.2f tok/s, %.1f %% of %.2f", t->name, t->rate.v[repeat], 100 * t->part.v[repeat],
@@ -132,29 +172,31 @@ static int run_test(bench *b, test *t, uint32_t repeat, ks_err *err)
 
 static int add_test(bench *b, bool prefill, uint32_t tokens, uint32_t depth, uint32_t batch, ks_err *err)
 {
-    const uint64_t need = prefill ? tokens + 1ull : (uint64_t)depth + FIRST_TOKENS + tokens + 1;
+    const uint64_t need = prefill ? (uint64_t)depth + tokens + 1 : (uint64_t)depth + FIRST_TOKENS + tokens + 1;
     if (b->n == TESTS_MAX) return ks_fail(err, KS_E_CONFIG, "more than %u tests: give fewer numbers", TESTS_MAX);
     if (need > b->a.context)
         return ks_fail(err, KS_E_CONFIG, "a test needs %llu tokens, one conversation holds %u: raise --context",
                        (unsigned long long)need, b->a.context);
     test *t = &b->tests[b->n];
     *t = (test) { .prefill = prefill, .tokens = tokens, .depth = depth, .batch = batch };
-    if (prefill)
+    if (prefill && depth)
+        (void)snprintf(t->name, sizeof t->name, "pp%u @ d%u", tokens, depth);
+    else if (prefill)
         (void)snprintf(t->name, sizeof t->name, "pp%u", tokens);
     else if (batch > 1)
         (void)snprintf(t->name, sizeof t->name, "tg%u x%u", tokens, batch);
     else
         (void)snprintf(t->name, sizeof t->name, "tg%u @ d%u", tokens, depth);
-    t->ids = ks_calloc((size_t)batch * (prefill ? tokens : depth + FIRST_TOKENS), sizeof *t->ids);
+    t->ids = ks_calloc((size_t)batch * prompt_of(t), sizeof *t->ids);
     if (!t->ids) return ks_fail(err, KS_E_NOMEM, "out of memory for the prompts");
-    for (size_t i = 0; !prefill && i < (size_t)batch * (depth + FIRST_TOKENS); i++) t->ids[i] = draw(b);
+    for (size_t i = 0; i < (size_t)batch * prompt_of(t); i++) t->ids[i] = draw(b);
     b->n++;
     return 0;
 }
 
 static int add_tests(bench *b, ks_err *err)
 {
-    static const char *const names[LISTS] = { "prompts", "depths", "batches" };
+    static const char *const names[LISTS] = { "prompts", "depths", "batches", "prefixes" };
     const ks_config *c = b->a.config;
     const int64_t most = ks_config_int(c, "max-running"), tokens = ks_config_int(c, "max-tokens");
     const uint32_t n_new = tokens ? (uint32_t)tokens : KS_BENCH_NEW_TOKENS;
@@ -164,7 +206,9 @@ static int add_tests(bench *b, ks_err *err)
         size_t n = 0;
         rc = ks_config_ints(c, names[k], &v, &n, err);
         for (size_t i = 0; i < n && !rc; i++) {
-            if (k == 0)
+            if (k == 3)
+                rc = v[i] ? add_test(b, true, PREFIX_NEW, (uint32_t)v[i], 1, err) : 0;
+            else if (k == 0)
                 rc = v[i] ? add_test(b, true, (uint32_t)v[i], 0, 1, err) : 0;
             else if (k == 1)
                 rc = add_test(b, false, n_new, (uint32_t)v[i], 1, err);
@@ -251,35 +295,35 @@ static void print_table(const bench *b)
         const test *t = &b->tests[i];
         double rate = t->rate.median, steps = rate / (t->prefill ? t->tokens : t->batch);
         printf("%-16s %9.2f (%7.2f - %7.2f) %9.2f %-10s %5.1f (%5.1f - %5.1f) %7.1f %9.1f %10.1f\n", t->name, rate,
-               t->rate.v[0], t->rate.v[b->repeats - 1], t->bound.median, ks_cost_limit(&t->cost, &t->rates),
-               100 * t->part.median, 100 * t->part.v[0], 100 * t->part.v[b->repeats - 1],
-               ks_cost_bytes(&t->cost) * steps / 1e9, 100 * int8_part(t), t->ttft.median);
+               t->rate.v[0], t->rate.v[b->repeats - 1], t->bound.median, t->limit, 100 * t->part.median,
+               100 * t->part.v[0], 100 * t->part.v[b->repeats - 1], ks_cost_bytes(&t->cost) * steps / 1e9,
+               100 * int8_part(t), t->ttft.median);
     }
 }
 
-static double percent(double a, double b)
+/* Of what the link could have brought while steps ran. */
+static double link_part(const bench *b, const ks_stats *s)
 {
-    return b > 0 ? 100 * a / b : 0;
-}
-
-static double hit_rate(const ks_stats *s)
-{
-    return percent((double)s->experts_hot, (double)s->experts_hot + (double)s->experts_cold) / 100;
+    return percent((double)s->link_bytes_in, s->device_s * b->gpu.link) / 100;
 }
 
 static void print_experts(const bench *b)
 {
     if (!b->n || !b->tests[0].stats.expert_slots) return;
-    printf("\nexperts on the GPU: places for %u of %u\n%-16s %9s %9s %10s %9s %9s %8s %8s\n",
+    printf("\nexperts on the GPU: places for %u of %u\n%-16s %9s %9s %10s %9s %9s %8s %8s %8s\n",
            b->tests[0].stats.expert_slots, b->tests[0].stats.experts, "test", "resident", "hits %", "exchanged",
-           "GB in", "GB out", "% GPU", "% CPU");
+           "GB in", "GB out", "% link", "% GPU", "% CPU");
     for (uint32_t i = 0; i < b->n; i++) {
         const ks_stats *s = &b->tests[i].stats;
-        printf("%-16s %9u %9.1f %10llu %9.3f %9.3f %8.1f %8.1f\n", b->tests[i].name, s->experts_resident,
+        printf("%-16s %9u %9.1f %10llu %9.3f %9.3f %8.1f %8.1f %8.1f\n", b->tests[i].name, s->experts_resident,
                100 * hit_rate(s), (unsigned long long)s->expert_uploads, (double)s->link_bytes_in / 1e9,
-               (double)s->link_bytes_out / 1e9, percent(s->device_wait_s, s->device_s),
+               (double)s->link_bytes_out / 1e9, 100 * link_part(b, s), percent(s->device_wait_s, s->device_s),
                percent(s->experts_cpu_s, s->device_s));
     }
+    for (uint32_t i = 0; i < b->n; i++)
+        if (b->tests[i].cold_ms > 0)
+            printf("%-16s %9.1f ms, %.1f %% of the %.1f ms that its prefix took\n", b->tests[i].name,
+                   b->tests[i].ttft.median, percent(b->tests[i].ttft.median, b->tests[i].cold_ms), b->tests[i].cold_ms);
     puts("% GPU: of the steps' time waiting for the GPU; % CPU: in the experts that the CPU computes");
 }
 
@@ -324,7 +368,7 @@ static void put_cost(ks_jw *w, const ks_cost *c)
     put(w, "experts_touched", c->experts);
 }
 
-static void put_experts(ks_jw *w, const ks_stats *s)
+static void put_experts(const bench *b, ks_jw *w, const ks_stats *s)
 {
     ks_jw_key(w, "experts_on_device");
     ks_jw_object(w);
@@ -335,6 +379,8 @@ static void put_experts(ks_jw *w, const ks_stats *s)
     put(w, "uploads", (double)s->expert_uploads);
     put(w, "upload_bytes", (double)s->expert_upload_bytes);
     put(w, "link_bytes_in", (double)s->link_bytes_in);
+    put(w, "link_bytes_s", b->gpu.link);
+    put(w, "link_utilisation", link_part(b, s));
     put(w, "link_bytes_out", (double)s->link_bytes_out);
     put(w, "device_s", s->device_s);
     put(w, "device_wait_s", s->device_wait_s);
@@ -354,14 +400,15 @@ static void put_test(const bench *b, ks_jw *w, const test *t)
     put_series(b, w, "fraction_of_bound", &t->part);
     put_series(b, w, "ttft_ms", &t->ttft);
     put_series(b, w, "bound_tok_s", &t->bound);
+    if (t->cold_ms > 0) put(w, "prefix_cold_ms", t->cold_ms);
     ks_jw_key(w, "bound_by");
-    ks_jw_str(w, ks_cost_limit(&t->cost, &t->rates));
+    ks_jw_str(w, t->limit);
     put(w, "fraction_of_int8_peak", int8_part(t));
     ks_jw_key(w, t->prefill ? "needs_of_prompt" : "needs_of_step");
     ks_jw_object(w);
     put_cost(w, &t->cost);
     ks_jw_object_end(w);
-    if (t->stats.expert_slots) put_experts(w, &t->stats);
+    if (t->stats.expert_slots) put_experts(b, w, &t->stats);
     ks_jw_key(w, "ceilings");
     ks_jw_object(w);
     put(w, "read_bytes_s", t->rates.read);
@@ -427,6 +474,23 @@ static int measure(bench *b, ks_err *err)
     return rc;
 }
 
+static int set_gpu(bench *b, ks_err *err)
+{
+    int64_t *v = NULL;
+    size_t n = 0;
+    int rc = ks_config_ints(b->a.config, "gpu-peak", &v, &n, err);
+    if (!rc && n && n != 3)
+        rc = ks_fail(err, KS_E_CONFIG, "--gpu-peak has %zu numbers: it wants three, as bench_cuda prints them", n);
+    if (!rc && b->a.gpu.size)
+        b->gpu = (ks_gpu_rates) { .link = b->a.gpu.link_bytes_s,
+                                  .int8 = n ? (double)v[0] * 1e12 / 2 : 0, /* a multiply-add is two operations */
+                                  .bf16 = n ? (double)v[1] * 1e12 / 2 : 0,
+                                  .mem = n ? (double)v[2] * 1e9 : 0,
+                                  .host = b->a.split.share ? 1 : 0 };
+    free(v);
+    return rc;
+}
+
 int ks_bench_model(ks_config *c, ks_err *err)
 {
     bench *b = ks_calloc(1, sizeof *b);
@@ -438,6 +502,7 @@ int ks_bench_model(ks_config *c, ks_err *err)
     if (!rc) rc = open_weights(b, err);
     if (!rc) rc = ks_app_start(&b->a, err);
     b->a.heat.keep = false; /* random prompts teach nothing about real ones */
+    if (!rc) rc = set_gpu(b, err);
     if (!rc) rc = ks_meter_open(&b->meter, b->a.pool, err);
     if (!rc && !b->n) rc = ks_fail(err, KS_E_CONFIG, "no test: give --prompts, --depths or --batches");
     if (!rc) rc = measure(b, err);

@@ -181,3 +181,17 @@ const char *ks_cost_limit(const ks_cost *c, const ks_rates *r)
 {
     return ks_cost_bytes(c) / r->read >= c->mac_int8 / r->int8 + c->mac_f32 / r->f32 ? "memory" : "arithmetic";
 }
+
+static double over(double n, double rate)
+{
+    return rate > 0 ? n / rate : 0;
+}
+
+double ks_cost_gpu_seconds(const ks_cost *c, const ks_gpu_rates *r, double cold, bool ahead, const char **ret_limit)
+{
+    const double sent = cold * c->class_bytes[KS_CLS_EXPERT], link = over(sent, r->link + (ahead ? 0 : r->host)),
+                 mem = over(ks_cost_bytes(c) - (ahead ? 0 : sent), r->mem),
+                 compute = over(c->mac_int8, r->int8) + over(c->mac_f32, r->bf16), own = fmax(mem, compute);
+    *ret_limit = link >= own ? "link" : mem > compute ? "memory" : "arithmetic";
+    return ahead ? fmax(link, own) : link + own;
+}

@@ -4,6 +4,7 @@
 
 #include "app/rates.h"
 #include <krasis/graph.h>
+#include <stdbool.h>
 
 /* Rows of `n_seqs` equal sequences in one step. */
 typedef struct ks_load {
@@ -32,6 +33,14 @@ double ks_cost_seconds(const ks_cost *c, const ks_rates *r);
 /* Rows of a step from which on the experts that a GPU does not hold (that part of all, 0 to 1) come over its link
  * sooner than the CPU computes them; at most `most`. link: bytes a second. */
 uint32_t ks_cost_share_rows(const ks_graph *g, double cold, double link, const ks_rates *r, uint32_t most);
+/* The same where a GPU computes, with a part of the experts in its memory. */
+typedef struct ks_gpu_rates {
+    double link, int8, bf16, mem; /* bytes, multiply-adds, bytes a second; 0: not known, it bounds nothing */
+    double host;                  /* bytes a second that the CPU reads of experts meanwhile; 0: it computes none */
+} ks_gpu_rates;
+/* cold: the part of the experts' bytes that the GPU does not hold. All at the same time where experts are streamed
+ * ahead (ahead); else a layer's cold experts come after its other work, over the link and from the CPU together. */
+double ks_cost_gpu_seconds(const ks_cost *c, const ks_gpu_rates *r, double cold, bool ahead, const char **ret_limit);
 /* What sets that bound: "memory" or "arithmetic". */
 const char *ks_cost_limit(const ks_cost *c, const ks_rates *r);
 

@@ -334,6 +334,7 @@ static int use_gpu(ks_app *a, ks_engine_opts *o, ks_err *err)
                                 .main_index = g.card.index,
                                 .share = g.share,
                                 .main_budget = g.budget };
+    a->gpu = g.card;
     mine.device = &ks_split_device_iface;
     mine.device_self = &a->split;
     if (is(a, "gpu-failure", "stop")) {

@@ -238,7 +238,8 @@ ks_engine_opts ks_app_engine_opts(const ks_app *a, uint32_t context)
                               .kv_bytes = (uint64_t)ks_config_int(c, "kv-cache-mb") << 20,
                               .max_running = (uint32_t)ks_config_int(c, "max-running"),
                               .max_waiting = (uint32_t)ks_config_int(c, "max-waiting"),
-                              .step_tokens = (uint32_t)ks_config_int(c, "step-tokens") };
+                              .step_tokens = (uint32_t)ks_config_int(c, "step-tokens"),
+                              .busy_tokens = (uint32_t)ks_config_int(c, "busy-step-tokens") };
 }
 
 static int open_engine(ks_app *a, ks_err *err)

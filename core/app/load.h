@@ -22,6 +22,7 @@ typedef struct ks_app {
     bool chat_developer; /* the template knows that role */
     ks_cpu_ctx cpu;
     ks_split_ctx split;  /* where a GPU is used */
+    ks_device_info gpu;  /* that one; size 0: none */
     ks_engine_opts opts; /* device and numbers, as planned; texts are added at the start */
     int64_t expert_bits; /* 0: --cpu-expert-bits */
     ks_heat heat;

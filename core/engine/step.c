@@ -2,8 +2,9 @@
  *
  * Every running answer has tokens that the model has not seen. Answers with one such token (decoding) always
  * get their row; the rest of the step's rows are shared equally among those with more (prefill pieces), so neither
- * starves the other. Pages are taken as they are needed; when none is left the youngest answer gives its
- * own back and waits: recomputing gives the same bits, so nobody can tell. */
+ * starves the other; and of a long step, which holds a whole prompt, only a part may be used while others decode. Pages
+ * are taken as they are needed; when none is left the youngest answer gives its own back and waits: recomputing gives
+ * the same bits, so nobody can tell. */
 #include "engine/impl.h"
 
 #include "base/base.h"
@@ -236,8 +237,8 @@ static void deal_rows(ks_engine *e)
         else
             n_prefill++;
     }
-    uint32_t left = e->step_tokens - KS_MIN(e->step_tokens, n_decode),
-             out_left = e->max_out - KS_MIN(e->max_out, e->n_running);
+    const uint32_t most = n_decode && e->o.busy_tokens ? KS_MIN(e->step_tokens, e->o.busy_tokens) : e->step_tokens;
+    uint32_t left = most - KS_MIN(most, n_decode), out_left = e->max_out - KS_MIN(e->max_out, e->n_running);
     for (uint32_t i = 0; i < e->n_running;) {
         ks_answer *a = e->running[i];
         bool decode = a->n_tok - a->n_done == 1;

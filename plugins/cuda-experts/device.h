@@ -110,7 +110,8 @@ struct dev_slot {
 struct ring_slot {
     uint8_t *p;
     uint32_t bank, expert;
-    cudaEvent_t free, landed; /* may be written again; its bytes are there */
+    cudaEvent_t free, landed; /* may be written again; a copy that ends with it is done */
+    cudaEvent_t arrival;      /* landed of the last of its copy */
 };
 
 /* A line through measured (n, t), the older the lighter: t = first + n * more. */
@@ -340,6 +341,8 @@ int cu_experts_lay_out(cu_dev *d, ks_err *err); /* memory and tables: no call to
 int cu_experts_fill(cu_dev *d, ks_err *err);
 void cu_experts_unbind(cu_dev *d);
 int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to, ks_err *err);
+/* n > 1 only where b->one_copy: neighbours, into neighbouring slots. */
+int cu_copy_experts(cu_dev *d, const struct dev_bank *b, uint32_t e, uint32_t n, uint8_t *to, ks_err *err);
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 
 void cu_products(cu_dev *d, const struct cu_job *j);

@@ -177,6 +177,17 @@ int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to,
         "an expert's copy", err);
 }
 
+int cu_copy_experts(cu_dev *d, const struct dev_bank *b, uint32_t e, uint32_t n, uint8_t *to, ks_err *err)
+{
+    size_t bytes = b->down_off + b->down_bytes;
+    if (n == 1) return cu_copy_expert(d, b, e, to, err);
+    atomic_fetch_add_explicit(&d->bytes_in, n * bytes, memory_order_relaxed);
+    return cu_check(d,
+                    cudaMemcpy2DAsync(to, d->ex.slot_bytes, b->gate_up + e * b->gate_up_stride, b->gate_up_stride,
+                                      bytes, n, cudaMemcpyHostToDevice, d->copy),
+                    "experts' copies", err);
+}
+
 int cu_experts_lay_out(cu_dev *d, ks_err *err)
 {
     uint32_t n = 0;

@@ -3,24 +3,29 @@
  * link once a step, whatever the number of rows. [engine] */
 #include "device.h"
 
-#define GROUPS 4u /* a group of streamed experts takes this part of the ring */
-#define AHEAD 2u  /* rows an expert, on average, from which on all experts are taken to be asked for */
+#define GROUPS 4u                    /* a group of streamed experts takes this part of the ring */
+#define COPY_BYTES ((size_t)8 << 20) /* of one copy: each has a fixed price on the link */
+#define AHEAD 2u /* rows an expert, on average, from which on all experts are taken to be asked for */
 
 /* ---- the ring */
 
-/* The next expert goes on its way, as soon as the products that read its slot are done. */
-static int send(cu_dev *d, uint32_t bank, uint32_t e, ks_err *err)
+/* The next n experts go on their way with one copy, as soon as the products that read their slots, which lie side by
+ * side, are done: a slot is free when the one after it is, and has landed when the last has. */
+static int send(cu_dev *d, uint32_t bank, uint32_t e, uint32_t n, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    struct ring_slot *s = &x->ring[x->tail % x->n_ring];
+    struct ring_slot *s = &x->ring[x->tail % x->n_ring], *last = s + (n - 1);
     int rc;
-    s->bank = bank;
-    s->expert = e;
-    if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, s->free, 0), "waiting for a slot", err)) ||
-        (rc = cu_copy_expert(d, &x->banks[bank], e, s->p, err)) ||
-        (rc = cu_check(d, cudaEventRecord(s->landed, d->copy), "an event", err)))
+    if ((rc = cu_check(d, cudaStreamWaitEvent(d->copy, last->free, 0), "waiting for a slot", err)) ||
+        (rc = cu_copy_experts(d, &x->banks[bank], e, n, s->p, err)) ||
+        (rc = cu_check(d, cudaEventRecord(last->landed, d->copy), "an event", err)))
         return rc;
-    x->tail++;
+    for (uint32_t i = 0; i < n; i++) {
+        s[i].bank = bank;
+        s[i].expert = e + i;
+        s[i].arrival = last->landed;
+    }
+    x->tail += n;
     return 0;
 }
 
@@ -29,6 +34,18 @@ static void forget(cu_experts *x)
 {
     x->tail = x->taken = x->head;
     x->ahead_bank = x->n_banks;
+}
+
+/* Neighbours that do not stay, from the next that goes ahead: as many as one copy may bring. */
+static uint32_t neighbours(const cu_experts *x, const struct dev_bank *b)
+{
+    uint64_t at = x->tail % x->n_ring, room = x->n_ring - (x->tail - x->head), most = COPY_BYTES / x->slot_bytes;
+    uint32_t n = 0, e = x->ahead_expert;
+    if (room > x->n_ring - at) room = x->n_ring - at; /* the ring ends here */
+    if (room > most && most) room = most;
+    if (!b->one_copy) room = 1;
+    while (n < room && e + n < b->n_experts && !b->where[e + n]) n++;
+    return n;
 }
 
 static int send_ahead(cu_dev *d, ks_err *err)
@@ -42,8 +59,9 @@ static int send_ahead(cu_dev *d, ks_err *err)
             x->ahead_expert = 0;
             continue;
         }
-        if (!b->where[x->ahead_expert]) rc = send(d, x->ahead_bank, x->ahead_expert, err);
-        x->ahead_expert++;
+        uint32_t n = neighbours(x, b);
+        if (n) rc = send(d, x->ahead_bank, x->ahead_expert, n, err);
+        x->ahead_expert += n ? n : 1;
     }
     return rc;
 }
@@ -76,7 +94,7 @@ int cu_ring_take(cu_dev *d, uint32_t bank, uint32_t e, struct ring_slot **ret, k
         x->tail = x->taken;
         x->ahead_bank = x->n_banks;
     }
-    if (x->taken == x->tail) rc = send(d, bank, e, err);
+    if (x->taken == x->tail) rc = send(d, bank, e, 1, err);
     *ret = &x->ring[x->taken % x->n_ring];
     x->taken += !rc;
     return rc;
@@ -142,7 +160,7 @@ static int fill_group(cu_dev *d, struct walk *k, struct cu_job *j, ks_err *err)
     j->n_pairs = k->at - k->base - j->first;
     atomic_fetch_add_explicit(&d->hot, hot, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->cold, cold, memory_order_relaxed);
-    if (!rc && last) rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->landed, 0), "waiting for experts", err);
+    if (!rc && last) rc = cu_check(d, cudaStreamWaitEvent(d->compute, last->arrival, 0), "waiting for experts", err);
     return rc;
 }
 

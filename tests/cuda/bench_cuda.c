@@ -86,7 +86,7 @@ static int run(const shape *s)
 }
 
 /* What the library reaches with a large product: the ceiling that the figures above are divided by. */
-static void cublas_rate(const char *what, cudaDataType_t in, cudaDataType_t out, cublasComputeType_t compute)
+static double cublas_rate(const char *what, cudaDataType_t in, cudaDataType_t out, cublasComputeType_t compute)
 {
     enum { N = 8192 };
     void *lib = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
@@ -101,7 +101,7 @@ static void cublas_rate(const char *what, cudaDataType_t in, cudaDataType_t out,
     cublasHandle_t h;
     if (!create || !gemm || create(&h) != CUBLAS_STATUS_SUCCESS) {
         printf("cuBLAS 13 not found: %s\n", lib ? "it has no cublasGemmEx" : dlerror());
-        return;
+        return 0;
     }
     float one = 1, zero = 0;
     int32_t i_one = 1, i_zero = 0;
@@ -116,7 +116,7 @@ static void cublas_rate(const char *what, cudaDataType_t in, cudaDataType_t out,
         if (gemm(h, CUBLAS_OP_T, CUBLAS_OP_N, N, N, N, integer ? (void *)&i_one : &one, x, in, N, y, in, N,
                  integer ? (void *)&i_zero : &zero, z, out, N, compute, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
             printf("%s: cuBLAS refused\n", what);
-            return;
+            return 0;
         }
         (void)cudaEventRecord(b, NULL);
         (void)cudaEventSynchronize(b);
@@ -124,6 +124,7 @@ static void cublas_rate(const char *what, cudaDataType_t in, cudaDataType_t out,
         if (t < best) best = t;
     }
     printf("%-34s %8.1f us  %7.1f TOP/s\n", what, best * 1e6, 2.0 * N * N * N / best / 1e12);
+    return 2.0 * N * N * N / best / 1e12;
 }
 
 /* Not zeros: they need less power, so the clock is higher. */
@@ -167,10 +168,12 @@ int main(void)
         (void)cudaEventRecord(b, NULL);
         (void)cudaEventSynchronize(b);
     }
-    printf("device copy %.0f GB/s read and written\n", (double)BYTES / seconds(a, b) / 1e9);
+    const double mem_rate = (double)BYTES / seconds(a, b) / 1e9;
+    printf("device copy %.0f GB/s read and written\n", mem_rate);
     fill();
-    cublas_rate("cuBLAS bf16, 8192^3", CUDA_R_16BF, CUDA_R_16BF, CUBLAS_COMPUTE_32F);
-    cublas_rate("cuBLAS int8, 8192^3", CUDA_R_8I, CUDA_R_32I, CUBLAS_COMPUTE_32I);
+    const double bf16 = cublas_rate("cuBLAS bf16, 8192^3", CUDA_R_16BF, CUDA_R_16BF, CUBLAS_COMPUTE_32F);
+    const double int8 = cublas_rate("cuBLAS int8, 8192^3", CUDA_R_8I, CUDA_R_32I, CUBLAS_COMPUTE_32I);
+    printf("for krasis bench model: --gpu-peak %.0f,%.0f,%.0f\n", int8, bf16, mem_rate);
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         if (run(&shapes[i])) printf("%s: does not fit\n", shapes[i].what);
     return 0;
