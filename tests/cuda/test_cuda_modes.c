@@ -1,6 +1,10 @@
 /* The settings of the GPU's memory on the emulated GPU, as a start of the program reads them: each has its effect, and
  * changes no bit of what is computed. Hidden states of all rows and layers are held against those of a model whose
- * experts all stay. */
+ * experts all stay.
+ *
+ * `test_cuda_modes cuda` does that on a real GPU: prompts of 3 to 30,000 tokens, ten times each in every mode, of a
+ * model whose attention runs on the tensor cores; `test_cuda_modes cuda N` with prompts of at most N tokens, once, for
+ * compute-sanitizer. */
 #include "app/load.h"
 #include "app/synth.h"
 #include "base/base.h"
@@ -19,16 +23,18 @@
 
 #define VOCAB 128u
 #define D 64u
-#define MOST 3000u
+#define MOST 30000u
 
 static int32_t ids[MOST];
+static bool hardware;
+static uint32_t most_tokens = MOST, times = 10; /* of those tests */
 
 static void ok(int rc, const ks_err *err)
 {
     if (rc) fail_msg("%s", err->msg);
 }
 
-static void make_model(const char *dir, uint32_t layers)
+static void make_model(const char *dir, uint32_t layers, uint32_t head_dim)
 {
     char config[1024];
     ks_err err;
@@ -36,11 +42,11 @@ static void make_model(const char *dir, uint32_t layers)
     (void)snprintf(config, sizeof config,
                    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"model_type\":\"qwen3_moe\",\"hidden_size\":%u,"
                    "\"vocab_size\":%u,\"num_hidden_layers\":%u,\"num_attention_heads\":1,\"num_key_value_heads\":1,"
-                   "\"head_dim\":32,\"intermediate_size\":64,\"moe_intermediate_size\":32,\"num_experts\":8,"
+                   "\"head_dim\":%u,\"intermediate_size\":64,\"moe_intermediate_size\":32,\"num_experts\":8,"
                    "\"num_experts_per_tok\":2,\"norm_topk_prob\":true,\"decoder_sparse_step\":1,\"mlp_only_layers\":[],"
-                   "\"max_position_embeddings\":4096,\"rms_norm_eps\":1e-6,\"rope_theta\":1e6,\"hidden_act\":\"silu\","
+                   "\"max_position_embeddings\":%u,\"rms_norm_eps\":1e-6,\"rope_theta\":1e6,\"hidden_act\":\"silu\","
                    "\"tie_word_embeddings\":false}",
-                   D, VOCAB, layers);
+                   D, VOCAB, layers, head_dim, hardware ? 32768u : 4096u);
     ok(ks_file_write(o.config, config, strlen(config), &err), &err);
     ok(ks_synth_make(&o, &err), &err);
 }
@@ -50,8 +56,10 @@ static int set_up(void **state)
     uint32_t x = 1;
     (void)state;
     for (uint32_t i = 0; i < MOST; i++) ids[i] = (int32_t)((x = x * 1664525u + 1013904223u) >> 8) % (int32_t)VOCAB;
-    if (!ks_dir_exists("deep")) make_model("deep", 6);
-    if (!ks_dir_exists("flat")) make_model("flat", 2);
+    if (hardware && !ks_dir_exists("long")) make_model("long", 6, 128);
+    if (hardware) return setenv("KRASIS_PLUGIN_PATH", KS_BUILD_DIR "/plugins", 1);
+    if (!ks_dir_exists("deep")) make_model("deep", 6, 32);
+    if (!ks_dir_exists("flat")) make_model("flat", 2, 32);
     return setenv("KRASIS_PLUGIN_PATH", KS_BUILD_DIR "/tests/cuda/emu:" KS_BUILD_DIR "/plugins", 1);
 }
 
@@ -179,6 +187,45 @@ static void prompts_of_3000_tokens_have_the_same_bits_in_every_mode(void **state
     compare("flat", 3000);
 }
 
+/* Every mode opens the model once. */
+static void long_prompts_have_the_same_bits_in_every_mode(void **state)
+{
+    static const uint32_t lengths[] = { 3, 300, 3000, 30000 };
+    float *want[KS_COUNT(lengths)] = { NULL };
+    (void)state;
+    for (size_t i = 0; i < KS_COUNT(modes); i++) {
+        const char *settings[KS_COUNT(modes[0].settings) + 5] = { "device", "cuda", "vram-limit", "4G" };
+        ks_config *c = NULL;
+        ks_app a;
+        ks_err err = { 0 };
+        memcpy(settings + 4, modes[i].settings, sizeof modes[i].settings);
+        ok(open_app("long", settings, &c, &a, &err), &err);
+        assert_logged(modes[i].deep);
+        for (size_t k = 0; k < KS_COUNT(lengths) && lengths[k] <= most_tokens; k++) {
+            size_t floats = (size_t)a.model.graph.n_taps * lengths[k] * D;
+            float *z = malloc(floats * sizeof *z);
+            assert_non_null(z);
+            for (uint32_t t = 0; t < times; t++) {
+                ks_engine_eval_reset(a.engine);
+                ok(ks_engine_eval(a.engine, 0, ids, lengths[k], 0, NULL, z, &err), &err);
+                if (want[k] && memcmp(z, want[k], floats * sizeof *z) != 0)
+                    fail_msg("%u tokens with --%s %s, time %u: other bits", lengths[k], modes[i].settings[0],
+                             modes[i].settings[1], t + 1);
+                if (!want[k]) { /* the first: hold it against itself */
+                    want[k] = malloc(floats * sizeof *z);
+                    assert_non_null(want[k]);
+                    memcpy(want[k], z, floats * sizeof *z);
+                }
+            }
+            free(z);
+        }
+        ks_app_close(&a);
+        ks_config_free(c);
+        print_message("  --%s %s: as the first\n", modes[i].settings[0], modes[i].settings[1]);
+    }
+    for (size_t k = 0; k < KS_COUNT(want); k++) free(want[k]);
+}
+
 /* With the CPU's share a row's sum has another order: nearly the same, and the same where nothing is shared. */
 static void the_cpu_s_share_is_nearly_the_same(void **state)
 {
@@ -255,8 +302,15 @@ static void a_gpu_is_used_where_it_fits_and_else_left_out(void **state)
     ks_config_free(c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const struct CMUnitTest on_gpu[] = { cmocka_unit_test(long_prompts_have_the_same_bits_in_every_mode) };
+    hardware = argc > 1 && strcmp(argv[1], "cuda") == 0;
+    if (hardware && argc > 2) {
+        most_tokens = (uint32_t)strtoul(argv[2], NULL, 10);
+        times = 1;
+    }
+    if (hardware) return cmocka_run_group_tests(on_gpu, set_up, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prompts_of_3_tokens_have_the_same_bits_in_every_mode),
         cmocka_unit_test(prompts_of_300_tokens_have_the_same_bits_in_every_mode),
