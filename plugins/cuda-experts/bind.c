@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define OUT_ROWS 64u   /* whose logits go through pinned memory */
 #define SHARE_ROWS 17u /* where the host does not say */
 
 static bool runs(const cu_dev *d, uint32_t i)
@@ -168,11 +169,14 @@ static int need_act(cu_dev *d, const ks_op *op, ks_err *err)
 static int alloc_needs(cu_dev *d, const struct needs *n, ks_err *err)
 {
     d->meta_bytes = cu_step_bytes(d);
+    d->out_bytes = cu_min(d->bind.max_out, OUT_ROWS) * (size_t)d->g->n_vocab * sizeof(float);
     d->part_floats = (size_t)64 << 20 >> 2; /* 64 MB: as many spans as that holds go in parallel */
     if (!(d->meta = cu_alloc(d, d->meta_bytes, 1, CU_FOR_TABLES, err)) ||
         !(d->meta_host = cu_alloc_pinned(d, d->meta_bytes, 1, "the step's tables", err)) ||
         !(d->embed = cu_alloc(d, d->piece_rows, n->embed_row, CU_FOR_ACTS, err)) ||
         !(d->embed_host = cu_alloc_pinned(d, d->bind.max_rows, n->embed_row, "embeddings", err)) ||
+        !(d->out_host = cu_alloc_pinned(d, cu_min(d->bind.max_out, OUT_ROWS) * (size_t)d->g->n_vocab, sizeof(float),
+                                        "logits", err)) ||
         !(d->part = cu_alloc(d, d->part_floats, sizeof *d->part, CU_FOR_ACTS, err)) ||
         !(d->mla_q = cu_alloc(d, n->mla_q, sizeof(float), CU_FOR_ACTS, err)) ||
         !(d->mla_o = cu_alloc(d, n->mla_o, sizeof(float), CU_FOR_ACTS, err)))
@@ -197,6 +201,7 @@ static int lay_ops(cu_dev *d, ks_err *err)
 /* All but the memory that was taken. */
 static void forget(cu_dev *d)
 {
+    cu_graphs_drop(d);
     cu_experts_unbind(d);
     free(d->regs);
     free(d->acts);

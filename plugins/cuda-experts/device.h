@@ -16,6 +16,7 @@
 #define CU_BATCHES 8u             /* of experts on their way to stay */
 #define CU_PAGE ((size_t)2 << 20) /* what the driver rounds an allocation up to */
 
+#define CU_GRAPHS 16u
 #define CU_MAX_GPUS 64u
 #define CU_CONTEXT_BYTES ((uint64_t)600 << 20) /* assumed, where it cannot be measured */
 
@@ -30,6 +31,7 @@ typedef struct cu_options {
     int64_t ring;     /* places for experts on their way, 0: about 512 MB */
     int64_t piece;    /* rows that a long step computes together, 0: the device's choice */
     int64_t patience; /* seconds that host and device wait for each other in a step */
+    int32_t graphs;   /* steps of few rows are recorded (graph.c) */
     int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
     int32_t lockstep; /* nothing is launched that would wait for the host */
 } cu_options;
@@ -179,6 +181,23 @@ struct cu_piece {
     uint32_t row, out; /* its first of the whole step */
 };
 
+/* What decides which launches a step is. */
+struct cu_shape {
+    uint32_t begin, end, n_rows, n_out, n_spans, _pad;
+    size_t meta_bytes;
+};
+
+struct cu_counts {
+    uint64_t bytes_in, bytes_out, hot;
+};
+
+struct cu_graph {
+    struct cu_shape shape;
+    uint64_t used;        /* when, by graph_clock; 0: never */
+    cudaGraphExec_t exec; /* NULL: the shape has come once */
+    struct cu_counts counts;
+};
+
 typedef struct cu_dev {
     const ks_host *host;
     const cu_options *opts;
@@ -210,9 +229,12 @@ typedef struct cu_dev {
     uint8_t *meta, *meta_host;
     size_t meta_bytes;
     uint8_t *embed, *embed_host;
-    float *out_host; /* logits and hidden states on their way out, pinned; NULL: they go directly */
-    size_t out_bytes;
-    float *part; /* partial results of attention over spans */
+    float *out_host; /* logits of few rows on their way out, pinned */
+    size_t out_bytes, meta_used;
+    struct cu_graph graphs[CU_GRAPHS];
+    uint64_t graph_clock;
+    bool no_graphs; /* there was no memory for them */
+    float *part;    /* partial results of attention over spans */
     size_t part_floats;
     float *mla_q, *mla_o;
     cu_act mla_act;
@@ -389,10 +411,16 @@ void cu_piece_enter(cu_dev *d, uint32_t piece);      /* from now on ops are thos
 void cu_pieces_leave(cu_dev *d, const ks_batch *whole, int32_t input);
 
 /* step.c: the batch's tables on their way to the device */
-int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err);
+int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err); /* checks the batch, fills the host's side */
+int cu_step_send(cu_dev *d, ks_err *err);
 size_t cu_step_bytes(const cu_dev *d);
 
+/* graph.c: *ret_done: the step is launched. */
+int cu_graph_run(cu_dev *d, const ks_batch *b, uint32_t begin, uint32_t end, bool *ret_done, ks_err *err);
+void cu_graphs_drop(cu_dev *d);
+
 /* ops.c */
+int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
 int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
 void cu_quantize(cu_dev *d, int16_t reg);
 cu_matmul cu_matmul_of(const cu_dev *d, int32_t w, uint32_t n_rows);

@@ -1,6 +1,8 @@
 /* QUANT: one warp for 128 columns of a row, bit for bit as kernels.h of the SDK defines it. */
 #include "common.cuh"
 
+__thread uint64_t cu_n_launches;
+
 static __global__ void quant_kernel(const float *x, size_t x_stride, uint32_t n_rows, uint32_t n_in, cu_act out)
 {
     uint32_t blocks = ceil_div(out.q_stride, 128), unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;

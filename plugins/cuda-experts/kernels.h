@@ -15,6 +15,9 @@ extern "C" {
 
 typedef struct CUstream_st *cu_stream;
 
+/* Kernels launched by this thread so far. */
+extern __thread uint64_t cu_n_launches;
+
 /* Activations of quantized weights: ks_act, on the device. */
 typedef struct cu_act {
     int8_t *q;    /* (rows, q_stride) */

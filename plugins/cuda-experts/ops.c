@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#define FEW_ROWS 16u
+
 /* ---- what several ops share */
 
 void cu_quantize(cu_dev *d, int16_t reg)
@@ -39,19 +41,30 @@ void cu_set_input(cu_matmul *m, const struct dev_reg *x)
 
 /* ---- ops */
 
-static int op_embed(cu_dev *d, const ks_op *op, ks_err *err)
+/* The rows that the batch asks for, into pinned memory. */
+static int gather_embeddings(cu_dev *d, const ks_batch *b, const ks_op *op, ks_err *err)
 {
     const ks_weight *w = cu_gweight(d->g, op->w[0]);
     size_t row = (size_t)w->n_in * ks_type_bits(w->type) / 8;
-    uint8_t *host = d->embed_host + d->first_row * row;
-    for (uint32_t r = 0; r < d->batch->n_rows; r++) {
-        if (d->batch->ids[r] < 0 || (uint32_t)d->batch->ids[r] >= w->n_out)
-            return ks_fail(err, KS_E_INVAL, "row %u holds token %d: the vocabulary has %u", r, d->batch->ids[r],
-                           w->n_out);
-        memcpy(host + r * row, (const uint8_t *)w->data + (size_t)d->batch->ids[r] * row, row);
+    for (uint32_t r = 0; r < b->n_rows; r++) {
+        if (b->ids[r] < 0 || (uint32_t)b->ids[r] >= w->n_out)
+            return ks_fail(err, KS_E_INVAL, "row %u holds token %d: the vocabulary has %u", r, b->ids[r], w->n_out);
+        memcpy(d->embed_host + r * row, (const uint8_t *)w->data + (size_t)b->ids[r] * row, row);
     }
-    size_t bytes = d->batch->n_rows * row;
+    return 0;
+}
+
+/* Few rows are read over the link by the kernel that converts them: a copy would take longer to begin. */
+static int op_embed(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    const ks_weight *w = cu_gweight(d->g, op->w[0]);
+    size_t row = (size_t)w->n_in * ks_type_bits(w->type) / 8, bytes = d->batch->n_rows * row;
+    const uint8_t *host = d->embed_host + d->first_row * row;
     atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
+    if (d->batch->n_rows <= FEW_ROWS) {
+        cu_launch_embed(host, w->type, d->regs[op->out[0]].r, op->f[0], d->batch->n_rows, w->n_in, d->compute);
+        return 0;
+    }
     int rc = cu_check(d, cudaMemcpyAsync(d->embed, host, bytes, cudaMemcpyHostToDevice, d->compute), "embeddings", err);
     if (!rc) cu_launch_embed(d->embed, w->type, d->regs[op->out[0]].r, op->f[0], d->batch->n_rows, w->n_in, d->compute);
     return rc;
@@ -489,6 +502,20 @@ static void touch(cu_dev *d, int16_t reg)
         if (d->regs[d->acts[i]].root == d->regs[reg].root) d->regs[d->acts[i]].act_valid = false;
 }
 
+/* Logits of few rows land in pinned memory, where recorded steps can bring them. */
+static bool through_host(const cu_dev *d)
+{
+    return d->n_pieces == 1 && (size_t)d->batch->n_out * d->g->n_vocab * sizeof(float) <= d->out_bytes;
+}
+
+static void hand_out_logits(const cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end)
+{
+    bool made = false;
+    for (uint32_t i = op_begin; i < op_end && b->n_out; i++)
+        made = made || (cu_op(d->g, i)->out[0] >= 0 && cu_op(d->g, i)->out[0] == d->g->logits);
+    if (made && through_host(d)) memcpy(b->logits, d->out_host, (size_t)b->n_out * d->g->n_vocab * sizeof(float));
+}
+
 static int run_op(cu_dev *d, uint32_t i, ks_err *err)
 {
     const ks_op *op = cu_op(d->g, i);
@@ -498,7 +525,7 @@ static int run_op(cu_dev *d, uint32_t i, ks_err *err)
     touch(d, op->out[0]);
     touch(d, op->out[1]);
     if (!rc && op->out[0] >= 0 && op->out[0] == d->g->logits)
-        rc = to_host(d, &d->regs[op->out[0]], d->batch->n_out, d->batch->logits, err);
+        rc = to_host(d, &d->regs[op->out[0]], d->batch->n_out, through_host(d) ? d->out_host : d->batch->logits, err);
     return rc;
 }
 
@@ -512,6 +539,28 @@ static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, ui
     const ks_op *experts = cu_op(d->g, end);
     if (cu_is_quantized(cu_gweight(d->g, experts->w[0])->type)) cu_quantize(d, experts->in[0]);
     return 0;
+}
+
+/* Everything a step puts on the compute stream. */
+int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
+{
+    int rc = cu_step_send(d, err);
+    for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
+    for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {
+        for (end = i; end < op_end && cu_op(d->g, end)->kind != KS_OP_EXPERTS; end++) continue;
+        for (uint32_t p = 0; p < d->n_pieces && end > i && !rc; p++) rc = run_piece(d, p, i, end, op_end, err);
+        if (end > i) cu_pieces_leave(d, b, end < op_end ? cu_op(d->g, end)->in[0] : -1);
+        if (end < op_end && !rc) rc = run_op(d, end++, err);
+    }
+    return rc;
+}
+
+static int prepare(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
+{
+    int rc = cu_step_begin(d, b, err);
+    for (uint32_t i = op_begin; i < op_end && !rc; i++)
+        if (cu_op(d->g, i)->kind == KS_OP_EMBED) rc = gather_embeddings(d, b, cu_op(d->g, i), err);
+    return rc ? rc : cu_experts_begin(d, err);
 }
 
 int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
@@ -529,15 +578,11 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err); /* of this thread */
     d->batch = b;
     d->step_rows = b->n_rows;
-    if (!rc) rc = cu_step_begin(d, b, err);
-    if (!rc) rc = cu_experts_begin(d, err);
-    for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
-    for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {
-        for (end = i; end < op_end && cu_op(d->g, end)->kind != KS_OP_EXPERTS; end++) continue;
-        for (uint32_t p = 0; p < d->n_pieces && end > i && !rc; p++) rc = run_piece(d, p, i, end, op_end, err);
-        if (end > i) cu_pieces_leave(d, b, end < op_end ? cu_op(d->g, end)->in[0] : -1);
-        if (end < op_end && !rc) rc = run_op(d, end++, err);
-    }
+    uint64_t launches = cu_n_launches;
+    bool done = false;
+    if (!rc) rc = prepare(d, b, op_begin, op_end, err);
+    if (!rc) rc = cu_graph_run(d, b, op_begin, op_end, &done, err);
+    if (!rc && !done) rc = cu_launch_ops(d, b, op_begin, op_end, err);
     if (!d->dead) { /* also after a failure: what was launched must not meet the next batch */
         ks_err e;
         int rc2 = cu_share_finish(d, &e);
@@ -545,10 +590,11 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
         if (!rc2) rc2 = cu_check(d, cudaGetLastError(), "a launch", &e);
         if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
     }
+    if (!rc) hand_out_logits(d, b, op_begin, op_end);
     d->batch = NULL;
     atomic_fetch_add_explicit(&d->steps, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->rows, b->n_rows, memory_order_relaxed);
-    atomic_fetch_add_explicit(&d->launches, op_end - op_begin, memory_order_relaxed);
+    atomic_fetch_add_explicit(&d->launches, cu_n_launches - launches, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->run_ns, cu_now_ns() - t0, memory_order_relaxed);
     return rc;
 }

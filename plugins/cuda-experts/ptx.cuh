@@ -7,7 +7,7 @@
 
 /* CU_LAUNCH(kernel, grid, block, shared bytes, stream)(arguments); a kernel with a comma in its name: in parentheses.
  */
-#define CU_LAUNCH(kernel, grid, block, shared, stream) kernel<<<grid, block, shared, stream>>>
+#define CU_LAUNCH(kernel, grid, block, shared, stream) ++cu_n_launches, kernel<<<grid, block, shared, stream>>>
 /* The same for a kernel that waits for the host: ready(arguments) says when it need not any more. The emulator asks it
  * before it runs the kernel, here the kernel spins. */
 #define CU_LAUNCH_WHEN(ready, kernel, grid, block, shared, stream) CU_LAUNCH(kernel, grid, block, shared, stream)

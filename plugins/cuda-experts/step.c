@@ -131,7 +131,13 @@ int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err)
         while (b->seqs[seq].row + b->seqs[seq].n_rows <= p->row) seq++; /* its first */
         fill_piece(d, p, d->page_at + seq, &at);
     }
-    atomic_fetch_add_explicit(&d->bytes_in, at, memory_order_relaxed);
-    return cu_check(d, cudaMemcpyAsync(d->meta, d->meta_host, at, cudaMemcpyHostToDevice, d->compute),
+    d->meta_used = at;
+    return 0;
+}
+
+int cu_step_send(cu_dev *d, ks_err *err)
+{
+    atomic_fetch_add_explicit(&d->bytes_in, d->meta_used, memory_order_relaxed);
+    return cu_check(d, cudaMemcpyAsync(d->meta, d->meta_host, d->meta_used, cudaMemcpyHostToDevice, d->compute),
                     "the step's tables", err);
 }

@@ -9,6 +9,7 @@
  *   inside an allocation, and never again after cudaFree; under AddressSanitizer to the byte;
  * - a kernel that waits for the host runs when the host has come; a host that waits for the device meanwhile is a
  *   deadlock, and ends the process;
+ * - what is captured is not done; a graph repeats it in order, with what pinned memory holds by then;
  * - cp.async copies at once, or not before it is waited for.
  * What a kernel must not do (diverging barriers, misaligned copies, pointers to plain host memory) ends the process
  * with a message: there is nothing to go on with.
@@ -38,8 +39,8 @@ typedef struct emu_control {
     bool impatient;           /* kernels that wait for the host run at once, without what they wait for */
     size_t held, most, limit; /* bytes; limit: of cudaMalloc, as if others had the rest, unasked; 0: none */
     /* counters */
-    uint32_t n_blocks, n_pinned, n_events, n_streams, n_registered;
-    uint64_t n_launches, n_copies;
+    uint32_t n_blocks, n_pinned, n_events, n_streams, n_registered, n_graphs;
+    uint64_t n_launches, n_copies, n_graph_launches; /* what a graph repeats is one of the last, and nothing else */
 } emu_control;
 extern emu_control emu;
 

@@ -20,6 +20,7 @@ enum { OP_COPY, OP_SET, OP_KERNEL, OP_HOST, OP_RECORD, OP_WAIT };
 typedef struct op {
     struct op *next;
     uint32_t kind;
+    size_t more_bytes;
     union {
         struct {
             uint8_t *to;
@@ -50,6 +51,11 @@ struct CUstream_st {
     uint32_t id;
     op *head, **tail;
     uint64_t issued, done;
+    struct CUgraph_st *capture; /* NULL: what is asked for is done */
+};
+
+struct CUgraph_st {
+    op *head, **tail;
 };
 
 struct CUevent_st {
@@ -140,6 +146,7 @@ static bool step(struct CUstream_st *s)
 /* As much of s as is needed, and of others what that waits for: who waits was queued after what it waits for. */
 static void finish(struct CUstream_st *s, uint64_t at)
 {
+    if (s->capture) emu_fault("the host waits for a stream that is captured");
     emu_memory_open();
     while (s->done < at) {
         if (step(s)) continue;
@@ -184,12 +191,19 @@ static op *new_op(uint32_t kind, size_t more)
     op *o = calloc(1, sizeof *o + more);
     if (!o) emu_fault("out of memory");
     o->kind = kind;
+    o->more_bytes = more;
     return o;
 }
 
 static void queue(cudaStream_t stream, op *o)
 {
     struct CUstream_st *s = stream ? stream : &legacy;
+    if (s->capture) {
+        if (o->kind > OP_KERNEL) emu_fault("what is captured is more than kernels and copies");
+        *s->capture->tail = o;
+        s->capture->tail = &o->next;
+        return;
+    }
     *s->tail = o;
     s->tail = &o->next;
     s->issued++;
@@ -226,6 +240,8 @@ static cudaError_t copy(void *to, size_t to_stride, const void *from, size_t fro
     if ((to_dev && !emu_is_device(to, to_bytes)) || (from_dev && !emu_is_device(from, from_bytes)))
         return cudaErrorInvalidValue;
     bool staged = !from_dev && !emu_is_pinned(from, from_bytes); /* read now, into the driver's own buffer */
+    if (s->capture && (staged || (!to_dev && !emu_is_pinned(to, to_bytes))))
+        emu_fault("a copy with plain memory of the host is captured");
     op *o = new_op(OP_COPY, staged ? from_bytes : 0);
     o->u.copy.to = to;
     o->u.copy.from = from;
@@ -356,7 +372,7 @@ void emu_launch(const char *name, const void *kernel, emu_dim grid, emu_dim bloc
         free(o);
     } else {
         look_for_host_pointers(name, o->more, bytes / 8);
-        if (++emu.n_launches == emu.lose_launch) emu.lost = true;
+        if (!(s && s->capture) && ++emu.n_launches == emu.lose_launch) emu.lost = true;
         queue(s, o);
     }
     emu_unlock();
@@ -374,6 +390,123 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *arg)
     }
     emu_unlock();
     return rc;
+}
+
+/* ---- graphs: a list of what was captured; instances are copies of it */
+
+static struct CUgraph_st *new_graph(void)
+{
+    struct CUgraph_st *g = calloc(1, sizeof *g);
+    if (!g) emu_fault("out of memory");
+    g->tail = &g->head;
+    emu.n_graphs++;
+    return g;
+}
+
+static void append_copies(op ***tail, const op *from)
+{
+    for (; from; from = from->next) {
+        op *o = new_op(from->kind, from->more_bytes);
+        memcpy(o, from, sizeof *o + from->more_bytes);
+        o->next = NULL;
+        if (o->kind == OP_KERNEL) o->u.kernel.args = o->more;
+        **tail = o;
+        *tail = &o->next;
+    }
+}
+
+static cudaError_t free_graph(struct CUgraph_st *g)
+{
+    emu_lock();
+    for (op *o = g->head, *next; o; o = next) {
+        next = o->next;
+        free(o);
+    }
+    free(g);
+    emu.n_graphs--;
+    emu_unlock();
+    return emu.lost ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
+{
+    emu_lock();
+    cudaError_t rc = emu_may_fail(cudaErrorUnknown);
+    if (mode != cudaStreamCaptureModeThreadLocal) emu_fault("this mode of capturing is not emulated");
+    if (!rc && s->capture) rc = cudaErrorInvalidValue;
+    if (!rc) s->capture = new_graph();
+    emu_unlock();
+    return rc;
+}
+
+/* Ends it whatever the result. */
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph)
+{
+    emu_lock();
+    cudaError_t rc = emu_may_fail(cudaErrorUnknown);
+    *graph = NULL;
+    if (!s->capture && !rc) rc = cudaErrorInvalidValue;
+    if (!rc)
+        *graph = s->capture;
+    else if (s->capture)
+        (void)free_graph(s->capture);
+    s->capture = NULL;
+    emu_unlock();
+    return rc;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
+{
+    (void)flags;
+    emu_lock();
+    cudaError_t rc = emu_may_fail(cudaErrorMemoryAllocation);
+    *exec = NULL;
+    if (!rc) {
+        struct CUgraph_st *g = new_graph();
+        append_copies(&g->tail, graph->head);
+        *exec = (cudaGraphExec_t)(void *)g;
+    }
+    emu_unlock();
+    return rc;
+}
+
+cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t s)
+{
+    (void)exec, (void)s;
+    emu_lock();
+    cudaError_t rc = emu_may_fail(cudaErrorUnknown);
+    emu_unlock();
+    return rc;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s)
+{
+    struct CUgraph_st *g = (struct CUgraph_st *)(void *)exec;
+    emu_lock();
+    cudaError_t rc = emu_may_fail(cudaErrorUnknown);
+    op *copy = NULL, **tail = &copy;
+    if (!rc) {
+        if (++emu.n_launches == emu.lose_launch) emu.lost = true;
+        emu.n_graph_launches++;
+        append_copies(&tail, g->head);
+    }
+    for (op *next; copy; copy = next) {
+        next = copy->next;
+        copy->next = NULL;
+        queue(s, copy);
+    }
+    emu_unlock();
+    return rc;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    return free_graph(graph);
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    return free_graph((struct CUgraph_st *)(void *)exec);
 }
 
 /* ---- streams */

@@ -50,6 +50,7 @@ struct __align__(16) float4
 };
 
 extern "C" {
+extern __thread uint64_t cu_n_launches; /* the plugin's */
 extern uint3 emu_thread_idx, emu_block_idx;
 extern dim3 emu_block_dim, emu_grid_dim;
 void emu_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t s,
@@ -117,9 +118,10 @@ static inline emu_launcher<READY, P...> emu_configure(const char *name, void (*k
     return { name, kernel, grid, block, shared, s };
 }
 
-#define CU_LAUNCH(kernel, grid, block, shared, stream) emu_configure(#kernel, kernel, grid, block, shared, stream)
+#define CU_LAUNCH(kernel, grid, block, shared, stream) \
+    ++cu_n_launches, emu_configure(#kernel, kernel, grid, block, shared, stream)
 #define CU_LAUNCH_WHEN(ready, kernel, grid, block, shared, stream) \
-    emu_configure<ready>(#kernel, kernel, grid, block, shared, stream)
+    ++cu_n_launches, emu_configure<ready>(#kernel, kernel, grid, block, shared, stream)
 #define CU_DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
 
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, enum cudaFuncAttribute a, int value)
