@@ -32,8 +32,8 @@ typedef struct ks_engine_opts {
     uint64_t kv_bytes; /* of all pages; 0: enough for max_running sequences of n_ctx, at most 4 GiB */
     uint32_t max_running, max_waiting, step_tokens; /* 0: defaults */
     uint32_t busy_tokens; /* of prompts in a step that also writes answers, at most; 0: step_tokens */
-    uint32_t stream, stream_layers, share_rows;     /* as in ks_bind */
-    uint32_t place;                                 /* KS_PLACE_ */
+    uint32_t stream, stream_layers, share_rows; /* as in ks_bind */
+    uint32_t place;                             /* KS_PLACE_ */
     const uint64_t *heat; /* (n_layers, n_experts) a heat map to start with, only read by open; NULL: none */
     uint64_t heat_rows;   /* that it was made of, in the same unit */
 } ks_engine_opts;

@@ -47,6 +47,13 @@ void fake_hold(fake *f, bool hold)
     pthread_mutex_unlock(&f->mu);
 }
 
+void fake_wait_begun(fake *f, uint64_t n)
+{
+    pthread_mutex_lock(&f->mu);
+    while (f->begun < n) pthread_cond_wait(&f->cond, &f->mu);
+    pthread_mutex_unlock(&f->mu);
+}
+
 static int fake_open(void *self, uint32_t index, uint64_t budget, void **ret_dev, ks_err *err)
 {
     (void)index, (void)budget, (void)err;
@@ -94,11 +101,15 @@ static int fake_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op
     uint32_t out = 0;
     (void)op_begin, (void)op_end;
     pthread_mutex_lock(&f->mu);
+    f->begun++;
+    pthread_cond_broadcast(&f->cond);
     while (f->hold) pthread_cond_wait(&f->cond, &f->mu);
     bool fail = f->fail_at >= 0 && f->steps == (uint64_t)f->fail_at;
     f->steps++;
     f->rows += b->n_rows;
     if (b->n_rows > f->max_rows) f->max_rows = b->n_rows;
+    for (uint32_t i = 0; i < b->n_seqs; i++)
+        if (b->seqs[i].n_rows == 1 && b->n_rows > f->busy_rows) f->busy_rows = b->n_rows;
     pthread_mutex_unlock(&f->mu);
     if (fail) return ks_fail(err, KS_E_DEVICE, "the fake device fails as asked");
     for (uint32_t i = 0; i < b->n_seqs; i++) {

@@ -18,6 +18,8 @@ typedef struct fake {
     bool hold; /* steps wait while set; under mu, with cond */
     pthread_cond_t cond;
     uint64_t steps, rows, max_rows; /* under mu */
+    uint64_t begun;                 /* steps, also those that are held; under mu */
+    uint64_t busy_rows;             /* of the largest step in which somebody wrote; under mu */
     int fail_at;                    /* the step of this number fails; -1: none */
     bool no_memory;                 /* it cannot be bound */
 } fake;
@@ -25,6 +27,7 @@ typedef struct fake {
 void fake_init(fake *f, bool recurrent);
 void fake_fini(fake *f);
 void fake_hold(fake *f, bool hold);
+void fake_wait_begun(fake *f, uint64_t n); /* until n steps have begun */
 extern const ks_device_iface fake_iface;
 /* What a lone client must get for this prompt, greedily. */
 void fake_expect(const int32_t *prompt, uint32_t n, int32_t *ret, uint32_t n_new);

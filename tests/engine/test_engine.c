@@ -119,6 +119,8 @@ static ks_pool *pool; /* of the next engine, if any */
 static fake *spare;   /* takes over in the next engine, if any */
 static bool stops;    /* it stops when its device is lost */
 
+static uint32_t busy_tokens; /* of the engines to come */
+
 static ks_engine *start(fake *f, bool recurrent, uint32_t n_ctx, uint32_t pages, uint32_t running, uint32_t waiting,
                         uint32_t step)
 {
@@ -143,7 +145,8 @@ static ks_engine *start(fake *f, bool recurrent, uint32_t n_ctx, uint32_t pages,
                          .kv_bytes = (uint64_t)pages * 2 * 16 * 4,
                          .max_running = running,
                          .max_waiting = waiting,
-                         .step_tokens = step };
+                         .step_tokens = step,
+                         .busy_tokens = busy_tokens };
     if (ks_engine_open(&o, &e, &err)) fail_msg("%s", err.msg);
     return e;
 }
@@ -214,6 +217,36 @@ static void many_clients_get_what_each_gets_alone(void **state)
 {
     (void)state;
     run_many(false, 400, 24);
+}
+
+/* A prompt is read in one step where nobody writes, and in pieces of --busy-step-tokens beside an answer. */
+static void writers_do_not_wait_for_long_steps(void **state)
+{
+    (void)state;
+    fake f;
+    client a, b;
+    int32_t p[200], q[200];
+    busy_tokens = 16;
+    ks_engine *e = start(&f, false, 400, 100, 4, 4, 256);
+    busy_tokens = 0;
+    make_prompt(p, 200, 1);
+    make_prompt(q, 200, 2);
+    client_init(&a);
+    client_init(&b);
+    ks_request r = request(p, 200, 150);
+    fake_hold(&f, true);
+    begin(e, &a, &r);
+    r = request(q, 200, 1);
+    fake_wait_begun(&f, 1); /* the first is read alone */
+    begin(e, &b, &r);
+    fake_hold(&f, false);
+    wait_done(&a);
+    wait_done(&b);
+    expect_answer(&a, 0, p, 200, 150);
+    expect_answer(&b, 0, q, 200, 1);
+    assert_int_equal(f.max_rows, 200);
+    assert_true(f.busy_rows > 1 && f.busy_rows <= 16);
+    stop(e, &f);
 }
 
 /* Drawn tokens and their log-probabilities, of answers in one batch. */
@@ -653,6 +686,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_one_client),
         cmocka_unit_test(many_clients_get_what_each_gets_alone),
+        cmocka_unit_test(writers_do_not_wait_for_long_steps),
         cmocka_unit_test(sampling_in_parallel_changes_nothing),
         cmocka_unit_test(running_out_of_pages_changes_nothing),
         cmocka_unit_test(recurrent_state_follows_its_sequence),
