@@ -239,6 +239,12 @@ static void writers_do_not_wait_for_long_steps(void **state)
     r = request(q, 200, 1);
     fake_wait_begun(&f, 1); /* the first is read alone */
     begin(e, &b, &r);
+    for (bool begun = false; !begun;) { /* it is in the queue before the other writes */
+        pthread_mutex_lock(&b.mu);
+        begun = b.begun;
+        pthread_mutex_unlock(&b.mu);
+        (void)usleep(1000);
+    }
     fake_hold(&f, false);
     wait_done(&a);
     wait_done(&b);
