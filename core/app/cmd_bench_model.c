@@ -95,6 +95,8 @@ static void keep_stats(test *t, const ks_stats *before, const ks_stats *after)
     t->stats.device_s -= before->device_s;
     t->stats.device_wait_s -= before->device_wait_s;
     t->stats.experts_cpu_s -= before->experts_cpu_s;
+    t->stats.experts_cpu_bytes -= before->experts_cpu_bytes;
+    t->stats.experts_link_bytes -= before->experts_link_bytes;
 }
 
 static ks_rates mean_of(ks_rates x, ks_rates y)
@@ -310,20 +312,22 @@ static double link_part(const bench *b, const ks_stats *s)
 static void print_experts(const bench *b)
 {
     if (!b->n || !b->tests[0].stats.expert_slots) return;
-    printf("\nexperts on the GPU: places for %u of %u\n%-16s %9s %9s %10s %9s %9s %8s %8s %8s\n",
+    printf("\nexperts on the GPU: places for %u of %u\n%-16s %9s %9s %10s %9s %9s %9s %9s %8s %8s %8s\n",
            b->tests[0].stats.expert_slots, b->tests[0].stats.experts, "test", "resident", "hits %", "exchanged",
-           "GB in", "GB out", "% link", "% GPU", "% CPU");
+           "GB in", "GB out", "GB place", "GB CPU", "% link", "% GPU", "% CPU");
     for (uint32_t i = 0; i < b->n; i++) {
         const ks_stats *s = &b->tests[i].stats;
-        printf("%-16s %9u %9.1f %10llu %9.3f %9.3f %8.1f %8.1f %8.1f\n", b->tests[i].name, s->experts_resident,
-               100 * hit_rate(s), (unsigned long long)s->expert_uploads, (double)s->link_bytes_in / 1e9,
-               (double)s->link_bytes_out / 1e9, 100 * link_part(b, s), percent(s->device_wait_s, s->device_s),
+        printf("%-16s %9u %9.1f %10llu %9.3f %9.3f %9.3f %9.3f %8.1f %8.1f %8.1f\n", b->tests[i].name,
+               s->experts_resident, 100 * hit_rate(s), (unsigned long long)s->expert_uploads,
+               (double)s->link_bytes_in / 1e9, (double)s->link_bytes_out / 1e9, (double)s->experts_link_bytes / 1e9,
+               (double)s->experts_cpu_bytes / 1e9, 100 * link_part(b, s), percent(s->device_wait_s, s->device_s),
                percent(s->experts_cpu_s, s->device_s));
     }
     for (uint32_t i = 0; i < b->n; i++)
         if (b->tests[i].cold_ms > 0)
             printf("%-16s %9.1f ms, %.1f %% of the %.1f ms that its prefix took\n", b->tests[i].name,
                    b->tests[i].ttft.median, percent(b->tests[i].ttft.median, b->tests[i].cold_ms), b->tests[i].cold_ms);
+    puts("GB place: of GB in, experts read in place; GB CPU: experts that the CPU read instead");
     puts("% GPU: of the steps' time waiting for the GPU; % CPU: in the experts that the CPU computes");
 }
 
@@ -385,6 +389,8 @@ static void put_experts(const bench *b, ks_jw *w, const ks_stats *s)
     put(w, "device_s", s->device_s);
     put(w, "device_wait_s", s->device_wait_s);
     put(w, "experts_cpu_s", s->experts_cpu_s);
+    put(w, "experts_cpu_bytes", (double)s->experts_cpu_bytes);
+    put(w, "experts_link_bytes", (double)s->experts_link_bytes);
     ks_jw_object_end(w);
 }
 

@@ -113,6 +113,8 @@ void ks__hot_stats(ks_engine *e, ks_stats *ret)
     ret->device_s = (double)s.run_ns / 1e9;
     ret->device_wait_s = (double)s.wait_ns / 1e9;
     ret->experts_cpu_s = (double)s.cold_ns / 1e9;
+    ret->experts_cpu_bytes = s.cold_bytes;
+    ret->experts_link_bytes = s.linked_bytes;
 }
 
 void ks__hot_tell(ks_engine *e)

@@ -89,6 +89,7 @@ typedef struct ks_device_stats {
     uint64_t slot_bytes;                     /* of one place */
     uint64_t uploads, upload_bytes;          /* experts that place() brought, a bank each; part of bytes_in */
     uint64_t run_ns, wait_ns, cold_ns;       /* in run; of it: waiting for the device, in the host's cold experts */
+    uint64_t cold_bytes, linked_bytes; /* of experts that the host computed; that the device read where they lie */
 } ks_device_stats;
 
 /* A change of what is kept: expert `expert` of layer `layer`, in all banks that the layer has. */

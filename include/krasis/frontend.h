@@ -103,10 +103,11 @@ typedef struct ks_stats {
     double uptime_s, busy_s;
     /* Since 1.2. Experts in a device's memory; all 0 where there is no such device. */
     uint32_t experts, expert_slots, experts_resident, _pad; /* of the model; places for them; there now */
-    uint64_t experts_hot, experts_cold;            /* (row, expert) pairs that found their expert there, or not */
-    uint64_t expert_uploads, expert_upload_bytes;  /* experts that were brought there to stay */
-    uint64_t link_bytes_in, link_bytes_out;        /* to the device and back, those among them */
-    double device_s, device_wait_s, experts_cpu_s; /* in steps; of it waiting for the device, in the CPU's experts */
+    uint64_t experts_hot, experts_cold;             /* (row, expert) pairs that found their expert there, or not */
+    uint64_t expert_uploads, expert_upload_bytes;   /* experts that were brought there to stay */
+    uint64_t link_bytes_in, link_bytes_out;         /* to the device and back, those among them */
+    double device_s, device_wait_s, experts_cpu_s;  /* in steps; of it waiting for the device, in the CPU's experts */
+    uint64_t experts_cpu_bytes, experts_link_bytes; /* of experts: computed by the CPU; read over the link in place */
 } ks_stats;
 
 typedef struct ks_engine_api {

@@ -14,6 +14,7 @@ int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err)
                        "GPU %d (%s): %s failed: %s: the device is no longer used; --device cpu runs without it",
                        d->index, d->name, what, cudaGetErrorString(rc));
         d->host->log(d->host, KS_LOG_ERROR, d->why);
+        cu_share_over(d); /* it may be alive, and waiting for us */
     }
     return ks_fail(err, KS_E_DEVICE, "%s", d->why);
 }
@@ -246,7 +247,9 @@ static int cu_stats(void *dev, ks_device_stats *ret, ks_err *err)
                           .upload_bytes = atomic_load_explicit(&d->upload_bytes, memory_order_relaxed),
                           .run_ns = atomic_load_explicit(&d->run_ns, memory_order_relaxed),
                           .wait_ns = atomic_load_explicit(&d->wait_ns, memory_order_relaxed),
-                          .cold_ns = atomic_load_explicit(&d->cold_ns, memory_order_relaxed) };
+                          .cold_ns = atomic_load_explicit(&d->cold_ns, memory_order_relaxed),
+                          .cold_bytes = atomic_load_explicit(&d->cold_bytes, memory_order_relaxed),
+                          .linked_bytes = atomic_load_explicit(&d->linked_bytes, memory_order_relaxed) };
     memcpy(ret, &s, ret->size < sizeof s ? ret->size : sizeof s);
     return 0;
 }

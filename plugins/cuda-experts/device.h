@@ -390,6 +390,7 @@ int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
 void cu_share_poll(cu_dev *d);               /* answers what is asked by now */
 int cu_share_drain(cu_dev *d, ks_err *err);  /* answers all that was offered: before whatever waits for the device */
 int cu_share_finish(cu_dev *d, ks_err *err); /* of a run */
+void cu_share_over(cu_dev *d);               /* the device waits for nothing any more */
 
 /* place.c */
 int cu_place_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */

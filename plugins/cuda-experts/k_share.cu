@@ -91,9 +91,10 @@ void cu_launch_offer(const cu_offer *a, cu_stream s)
 
 /* ---- the sum */
 
-[[maybe_unused]] static __device__ bool host_has_come(const cu_sum &a)
+static __device__ bool host_has_come(const cu_sum &a)
 {
-    return !*a.n_left || load_flag(&a.mail->down) == *a.ticket;
+    uint64_t down = *a.n_left ? load_flag(&a.mail->down) : CU_OVER;
+    return down & CU_OVER || (uint32_t)down == *a.ticket;
 }
 
 /* The pairs of the device in ascending order, then what the host has. Each block waits by itself: while it does, its
@@ -111,9 +112,8 @@ static __global__ void __launch_bounds__(THREADS) sum_kernel(cu_sum a)
     }
     if (*a.n_left) {
         if (threadIdx.x == 0) {
-            uint32_t ticket = *a.ticket;
             uint64_t t0 = clock_ns();
-            while (!(come = load_flag(&a.mail->down) == ticket) && clock_ns() - t0 < a.patience_ns) {
+            while (!(come = host_has_come(a)) && clock_ns() - t0 < a.patience_ns) {
             }
             if (!come) raise_flag(&a.mail->late, 1u);
         }

@@ -239,10 +239,11 @@ typedef struct cu_mail {
     cu_tally tally;
     uint64_t _pad1[3];
     /* the host's */
-    uint32_t down; /* the ticket of the last answer */
-    uint32_t _pad2[15];
+    uint64_t down; /* the ticket of the last answer; with CU_OVER nobody waits any more, and sums mean nothing */
+    uint64_t _pad2[7];
 } cu_mail;
 
+#define CU_OVER (UINT64_C(1) << 32)
 #define CU_SPLIT 64u /* a table's entries; beyond it goes on in proportion */
 
 /* refs[i] for all experts that have pairs and that the device computes with, ascending: those it holds, and the first

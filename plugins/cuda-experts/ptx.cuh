@@ -72,10 +72,10 @@ template <int LEFT> static __device__ __forceinline__ void cp_async_wait(void)
 
 /* What the host wrote before `v` is seen after it; what this thread (and those it has met at a barrier) wrote before
  * is seen by a host that reads v. */
-static __device__ __forceinline__ uint32_t load_flag(const uint32_t *p)
+static __device__ __forceinline__ uint64_t load_flag(const uint64_t *p)
 {
-    uint32_t v;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    uint64_t v;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
     return v;
 }
 

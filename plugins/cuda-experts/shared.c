@@ -10,8 +10,9 @@
  * Why nobody waits for ever. The device waits for an answer to its last offer only, and there is one mail: offers and
  * answers alternate. The host, while it owes an answer, waits for nothing: launches return at once, because at most
  * AHEAD layers are launched beyond the oldest that was answered, far less than the driver's queue holds. And both give
- * up after `patience`: the host asks the device for its error and retires it; the device goes on and says that it
- * was let down, which retires it, too. With `lockstep` the kernel that waits is launched after the answer. [engine] */
+ * up after `patience`: the host asks the device for its error and retires it, which ends the device's waiting; the
+ * device goes on and says that it was let down, which retires it, too. With `lockstep` the kernel that waits is
+ * launched after the answer. [engine] */
 #include "device.h"
 
 #include <immintrin.h>
@@ -210,7 +211,7 @@ static void answer(cu_dev *d, uint32_t ticket)
         s->weights[i] = s->pairs[i].weight;
     }
     d->bind.cold(d->bind.cold_ctx, op, n, s->x, s->ids, s->weights, s->keep, s->y);
-    __atomic_store_n(&s->mail->down, ticket, __ATOMIC_RELEASE);
+    __atomic_store_n(&s->mail->down, (uint64_t)ticket, __ATOMIC_RELEASE);
     ns = cu_now_ns() - t0;
     measured(&s->host[n > FEW_ROWS], n_experts, (double)ns);
     atomic_fetch_add_explicit(&d->cold_ns, ns, memory_order_relaxed);
@@ -218,6 +219,12 @@ static void answer(cu_dev *d, uint32_t ticket)
     atomic_fetch_add_explicit(&d->bytes_out, n * sizeof(float) * cu_greg(d->g, (uint32_t)o->in[0])->width,
                               memory_order_relaxed);
     atomic_fetch_add_explicit(&d->bytes_in, n * sizeof(float) * cu_gweight(d->g, o->w[1])->n_out, memory_order_relaxed);
+}
+
+static bool is_new(const cu_dev *d)
+{
+    const struct cu_share *s = &d->ex.share;
+    return __atomic_load_n(&s->mail->up, __ATOMIC_ACQUIRE) >> 32 != s->answered;
 }
 
 /* The last offer, if it is new. Those before it that were not seen had nothing for the host. */
@@ -240,17 +247,16 @@ static int wait_offer(cu_dev *d, ks_err *err)
     int rc = 0;
     for (;;) {
         uint32_t i = 0;
-        while (i < PAUSES && __atomic_load_n(&d->ex.share.mail->up, __ATOMIC_RELAXED) >> 32 == d->ex.share.answered) {
-            _mm_pause();
-            i++;
-        }
+        for (; i < PAUSES && !is_new(d); i++) _mm_pause();
         now = cu_now_ns();
         if (i < PAUSES) break;
         if (now - looked < LOOK_NS) continue;
         looked = now;
         cudaError_t e = cudaStreamQuery(d->compute);
-        if (e == cudaErrorNotReady) (void)cudaGetLastError();
-        if (e != cudaSuccess && e != cudaErrorNotReady) rc = cu_check(d, e, "experts for the host", err);
+        if (e == cudaErrorNotReady)
+            (void)cudaGetLastError();
+        else if (e != cudaSuccess || !is_new(d)) /* idle without an offer: its launch has failed */
+            rc = cu_check(d, e != cudaSuccess ? e : cudaErrorLaunchFailure, "experts for the host", err);
         if (!rc && now - t0 > most) rc = cu_check(d, cudaErrorLaunchTimeout, "experts for the host", err);
         if (rc) break;
     }
@@ -277,13 +283,19 @@ int cu_share_drain(cu_dev *d, ks_err *err)
     return wait_offers(d, 0, err);
 }
 
+void cu_share_over(cu_dev *d)
+{
+    if (d->ex.share.mail) __atomic_store_n(&d->ex.share.mail->down, CU_OVER, __ATOMIC_RELEASE);
+}
+
 /* Also after a failure: the device must not be left waiting. */
 int cu_share_finish(cu_dev *d, ks_err *err)
 {
     struct cu_share *s = &d->ex.share;
     if (!s->mail || d->dead) return 0;
     int rc = wait_offers(d, 0, err);
-    if (!rc && __atomic_load_n(&s->mail->late, __ATOMIC_ACQUIRE))
+    if (rc) return rc;
+    if (__atomic_load_n(&s->mail->late, __ATOMIC_ACQUIRE))
         rc = cu_check(d, cudaErrorLaunchTimeout, "waiting for the host's experts", err);
     cu_tally t = s->mail->tally; /* of the last offer, which was seen */
     atomic_fetch_add_explicit(&d->hot, t.hot - s->seen.hot, memory_order_relaxed);

@@ -188,6 +188,7 @@ static void cold_experts_come_over_the_link_as_far_as_rates_say(void **state)
     for (uint32_t i = 0; i < 128; i++) ids[i] = g.ids[i % g.n_tok];
     float *z[3] = { calloc(floats, 4), calloc(floats, 4), calloc(floats, 4) };
     assert_true(z[0] && z[1] && z[2]);
+    places = KS_PLACES_BY_RATE;
     fx_use_device(choose_shared);
     uint64_t none = run_shared(1, 0, 0, ids, z[0]);
     assert_int_equal(run_shared(2, 1e9, 1e-9, ids, z[1]), none); /* a link that is too slow */
@@ -212,10 +213,78 @@ static void cold_experts_come_over_the_link_as_far_as_rates_say(void **state)
     ks_golden_fini(&g);
 }
 
+/* ---- when one of the two does not come */
+
+static int one_row(fixture *f, ks_err *err)
+{
+    static const int32_t id = 1;
+    float *logits = malloc(f->model.graph.n_vocab * sizeof *logits);
+    assert_non_null(logits);
+    fx_seq s = { .n = 1, .ids = &id };
+    int rc = fx_step(f, &s, 1, logits, NULL, err);
+    free(logits);
+    return rc;
+}
+
+static int open_shared(fixture *f, ks_err *err)
+{
+    options = (cu_options) { .resident = 1, .ring = 2 };
+    places = KS_PLACES_HOST;
+    fx_use_device(choose_shared);
+    emu.calls = 0;
+    return fx_open(f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, err);
+}
+
+static void a_host_that_comes_too_late_retires_the_device(void **state)
+{
+    ks_err err;
+    fixture f;
+    (void)state;
+    emu_seed(1);
+    must(open_shared(&f, &err), &err);
+    must(one_row(&f, &err), &err);
+    emu.impatient = true; /* the sum is made before the host has seen the offer */
+    assert_int_equal(one_row(&f, &err), KS_E_DEVICE);
+    assert_non_null(strstr(err.msg, "waiting for the host's experts failed"));
+    emu.impatient = false;
+    assert_int_equal(one_row(&f, &err), KS_E_DEVICE);
+    fx_close(&f);
+    fx_use_device(NULL);
+}
+
+/* The n-th call fails, or takes the device with it, for every n until none does: nobody waits for ever. */
+static void every_failed_call_ends_the_wait(void **state)
+{
+    ks_err err;
+    uint32_t failed = 0;
+    (void)state;
+    emu_seed(5);
+    for (uint32_t lose = 0; lose < 2; lose++)
+        for (uint32_t n = 20, more = 1; more; n += 3) {
+            fixture f;
+            emu.fail_at = n;
+            emu.lose = lose;
+            int rc = open_shared(&f, &err);
+            if (!rc) rc = one_row(&f, &err);
+            more = emu.calls >= n;
+            failed += rc != 0;
+            assert_true(rc <= 0 && (!rc || err.msg[0]));
+            fx_close(&f);
+            emu.lost = false;
+        }
+    emu.fail_at = 0;
+    emu.lose = false;
+    fx_use_device(NULL);
+    print_message("  %u failures\n", failed);
+    assert_true(failed > 60);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hostile_changes_between_steps_change_no_bit),
+        cmocka_unit_test(a_host_that_comes_too_late_retires_the_device),
+        cmocka_unit_test(every_failed_call_ends_the_wait),
         cmocka_unit_test(cold_experts_come_over_the_link_as_far_as_rates_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

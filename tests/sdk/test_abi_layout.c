@@ -127,6 +127,7 @@ static const struct {
     F(ks_stats, experts_hot, 112), F(ks_stats, experts_cold, 120), F(ks_stats, expert_uploads, 128),
     F(ks_stats, expert_upload_bytes, 136), F(ks_stats, link_bytes_in, 144), F(ks_stats, link_bytes_out, 152),
     F(ks_stats, device_s, 160), F(ks_stats, device_wait_s, 168), F(ks_stats, experts_cpu_s, 176),
+    F(ks_stats, experts_cpu_bytes, 184), F(ks_stats, experts_link_bytes, 192),
     F(ks_engine_api, size, 0), F(ks_engine_api, _pad, 4), F(ks_engine_api, submit, 8), F(ks_engine_api, cancel, 16),
     F(ks_engine_api, describe, 24), F(ks_engine_api, stats, 32), F(ks_engine_api, tokenize, 40),
     F(ks_engine_api, detokenize, 48),

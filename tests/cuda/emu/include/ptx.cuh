@@ -261,7 +261,7 @@ template <int LEFT> static inline void cp_async_wait(void)
 
 /* ---- words of the host's memory: who waits runs when he need not, so one look is enough */
 
-static inline uint32_t load_flag(const uint32_t *p)
+static inline uint64_t load_flag(const uint64_t *p)
 {
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
