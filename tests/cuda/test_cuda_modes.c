@@ -140,7 +140,7 @@ static const struct mode {
     { "48 of 48 experts stay, 0 places",
       "16 of 16 experts stay, 0 places",
       { "piece", "100", "expert-divisor", "1", "step-tokens", "4096" } },
-    { "0 of 48 experts stay, 2 places", NULL, { "piece", "1", "resident", "0", "ring", "2", "step-tokens", "512" } },
+    { "0 of 48 experts stay, 2 places", NULL, { "piece", "64", "resident", "0", "ring", "2", "step-tokens", "512" } },
 };
 
 static void compare(const char *dir, uint32_t n)
