@@ -233,7 +233,7 @@ typedef struct cu_dev {
     size_t out_bytes, meta_used;
     struct cu_graph graphs[CU_GRAPHS];
     uint64_t graph_clock;
-    bool no_graphs; /* there was no memory for them */
+    bool no_graphs; /* recording has failed */
     float *part;    /* partial results of attention over spans */
     size_t part_floats;
     float *mla_q, *mla_o;

@@ -66,21 +66,16 @@ void cu_graphs_drop(cu_dev *d)
     for (uint32_t i = 0; i < CU_GRAPHS; i++) drop(&d->graphs[i]);
 }
 
-/* No room for the graph is no reason to stop: the launches go one by one, as before. */
-static int make(cu_dev *d, cudaGraph_t recorded, struct cu_graph *g, ks_err *err)
+/* A step that cannot be recorded is no reason to stop: launches go one by one, as before. If more than that is wrong,
+ * they will say so. */
+static void give_up(cu_dev *d, cudaError_t why)
 {
-    cudaError_t rc = cudaGraphInstantiate(&g->exec, recorded, 0);
-    if (rc == cudaErrorMemoryAllocation) {
-        char line[128];
-        (void)cudaGetLastError();
-        g->exec = NULL;
-        d->no_graphs = true;
-        (void)snprintf(line, sizeof line, "GPU %d: no memory for recorded steps: launches go one by one", d->index);
-        d->host->log(d->host, KS_LOG_WARN, line);
-        return 0;
-    }
-    int e = cu_check(d, rc, "recording a step", err);
-    return e ? e : cu_check(d, cudaGraphUpload(g->exec, d->compute), "recording a step", err);
+    char line[192];
+    (void)cudaGetLastError();
+    d->no_graphs = true;
+    (void)snprintf(line, sizeof line, "GPU %d: steps are not recorded (%s): launches go one by one", d->index,
+                   cudaGetErrorString(why));
+    d->host->log(d->host, KS_LOG_WARN, line);
 }
 
 /* What the launches count must be counted again by every step that repeats them. */
@@ -102,21 +97,25 @@ static int record(cu_dev *d, const ks_batch *b, struct cu_graph *g, ks_err *err)
 {
     cudaGraph_t recorded = NULL;
     struct cu_counts before = counts_of(d), after;
-    ks_err e;
-    int rc = cu_check(d, cudaStreamBeginCapture(d->compute, cudaStreamCaptureModeThreadLocal), "recording a step", err);
-    if (rc) return rc;
+    cudaError_t cu = cudaStreamBeginCapture(d->compute, cudaStreamCaptureModeThreadLocal);
+    if (cu != cudaSuccess) {
+        give_up(d, cu);
+        return 0;
+    }
     uint64_t launches = cu_n_launches;
-    rc = cu_launch_ops(d, b, g->shape.begin, g->shape.end, err);
+    int rc = cu_launch_ops(d, b, g->shape.begin, g->shape.end, err);
     cu_n_launches = launches; /* none was done */
     after = counts_of(d);
     g->counts = (struct cu_counts) { after.bytes_in - before.bytes_in, after.bytes_out - before.bytes_out,
                                      after.hot - before.hot };
-    count(d, &g->counts, UINT64_MAX); /* minus one: nor was this */
-    int rc2 = cu_check(d, cudaStreamEndCapture(d->compute, &recorded), "recording a step", &e);
-    if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
-    if (!rc) rc = make(d, recorded, g, err);
+    count(d, &g->counts, UINT64_MAX);                 /* minus one: nor was this */
+    cu = cudaStreamEndCapture(d->compute, &recorded); /* also after a failure: the stream is in use again */
+    if (!rc && cu == cudaSuccess) cu = cudaGraphInstantiate(&g->exec, recorded, 0);
     if (recorded) (void)cudaGraphDestroy(recorded);
-    return rc;
+    if (rc || cu == cudaSuccess) return rc;
+    g->exec = NULL;
+    give_up(d, cu);
+    return 0;
 }
 
 int cu_graph_run(cu_dev *d, const ks_batch *b, uint32_t begin, uint32_t end, bool *ret_done, ks_err *err)
