@@ -231,6 +231,7 @@ void cu_experts_unbind(cu_dev *d)
 static void set_refs(const cu_dev *d, cu_matmul *m, const struct cu_job *j, size_t w_off, int32_t bias)
 {
     m->n_mat = j->n_mat;
+    m->n_pairs = j->n_pairs;
     m->refs = j->refs;
     m->n_refs = j->n_refs;
     m->w = NULL;

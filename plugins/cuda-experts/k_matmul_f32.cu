@@ -7,8 +7,8 @@
 #define FEW 4u
 #define FEW_SPANS 16u     /* in flight in a block */
 #define X_ROW (SPAN + 4u) /* of a span in shared memory: neighbours in other banks */
-#define TILE 64u          /* of the kernel for many: output rows and activations */
-#define STEP 32u
+#define NARROW 512u       /* up to so many outputs the kernel for many takes smaller tiles */
+#define STEP 32u          /* columns that it takes at once */
 
 template <bool BF16> static __device__ __forceinline__ float weight_at(const uint8_t *strip, uint32_t row, uint32_t k)
 {
@@ -91,52 +91,77 @@ template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, c
     CU_LAUNCH((few_kernel<BF16, COLS>), grid, FEW_SPANS * 16, bytes, s)(*m);
 }
 
-/* A thread owns 4 x 4 results. */
-template <bool BF16> static __global__ void __launch_bounds__(256) many_kernel(cu_matmul m)
+template <uint32_t N> struct __align__(4 * N) several
 {
-    __shared__ float ws[STEP][TILE + 4], xs[STEP][TILE + 4];
+    float v[N];
+};
+
+/* A thread owns 16ths of a tile each way, squared; the next step's numbers are on their way while this one is added. */
+template <bool BF16, uint32_t TILE> static __global__ void __launch_bounds__(256) many_kernel(cu_matmul m)
+{
+    constexpr uint32_t SIDE = TILE / 16, PER = TILE * STEP / 256;
+    __shared__ __align__(16) float ws[STEP][TILE + 4], xs[STEP][TILE + 4];
     __shared__ uint32_t xrow[TILE];
-    uint32_t z = blockIdx.z, tr = threadIdx.x % 16 * 4, tc = threadIdx.x / 16 * 4;
+    uint32_t z = blockIdx.z, tr = threadIdx.x % 16 * SIDE, tc = threadIdx.x / 16 * SIDE;
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * TILE, o0 = blockIdx.x * TILE;
     if (p0 >= r.n) return;
     uint32_t n = min(TILE, r.n - p0), n_strips = ceil_div(m.n_out, 16);
     if (threadIdx.x < TILE) xrow[threadIdx.x] = input_row(m, r.begin + p0 + (threadIdx.x < n ? threadIdx.x : 0), z);
-    float total[4][4] = {}, acc[4][4] = {};
+    __syncthreads();
+    float w_next[PER], x_next[PER];
+    auto fetch = [&](uint32_t k0) {
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++) {
+            uint32_t i = j * 256 + threadIdx.x, row = i % TILE, k = k0 + i / TILE, strip = o0 / 16 + row / 16;
+            w_next[j] =
+                strip < n_strips && k < m.n_in ? weight_at<BF16>(r.w + strip * m.strip_bytes, row % 16, k) : 0.0f;
+            k = k0 + i % STEP;
+            x_next[j] = k < m.n_in ? m.x[(size_t)xrow[i / STEP] * m.x_stride + k] : 0.0f;
+        }
+    };
+    float total[SIDE][SIDE] = {}, acc[SIDE][SIDE] = {};
+    fetch(0);
     for (uint32_t k0 = 0; k0 < m.n_in; k0 += STEP) {
         __syncthreads();
-        for (uint32_t i = threadIdx.x; i < TILE * STEP; i += 256) {
-            uint32_t row = i % TILE, k = i / TILE, strip = o0 / 16 + row / 16;
-            ws[k][row] = strip < n_strips && k0 + k < m.n_in
-                             ? weight_at<BF16>(r.w + strip * m.strip_bytes, row % 16, k0 + k)
-                             : 0.0f;
-            uint32_t xr = i / STEP, xk = i % STEP;
-            xs[xk][xr] = k0 + xk < m.n_in ? m.x[(size_t)xrow[xr] * m.x_stride + k0 + xk] : 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++) {
+            uint32_t i = j * 256 + threadIdx.x;
+            ws[i / TILE][i % TILE] = w_next[j];
+            xs[i % STEP][i / STEP] = x_next[j];
         }
         __syncthreads();
+        fetch(k0 + STEP);
         uint32_t steps = min(STEP, m.n_in - k0);
 #pragma unroll 8
         for (uint32_t k = 0; k < steps; k++) {
-            float4 w = *(const float4 *)&ws[k][tr], x = *(const float4 *)&xs[k][tc];
-            float wv[4] = { w.x, w.y, w.z, w.w }, xv[4] = { x.x, x.y, x.z, x.w };
+            const several<SIDE> w = *(const several<SIDE> *)&ws[k][tr], x = *(const several<SIDE> *)&xs[k][tc];
 #pragma unroll
-            for (uint32_t i = 0; i < 4; i++)
+            for (uint32_t i = 0; i < SIDE; i++)
 #pragma unroll
-                for (uint32_t j = 0; j < 4; j++) acc[i][j] = __fmaf_rn(wv[i], xv[j], acc[i][j]);
+                for (uint32_t j = 0; j < SIDE; j++) acc[i][j] = __fmaf_rn(w.v[i], x.v[j], acc[i][j]);
         }
         if ((k0 + STEP) % SPAN && k0 + STEP < m.n_in) continue;
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t i = 0; i < SIDE; i++)
 #pragma unroll
-            for (uint32_t j = 0; j < 4; j++) {
+            for (uint32_t j = 0; j < SIDE; j++) {
                 total[i][j] = __fadd_rn(total[i][j], acc[i][j]);
                 acc[i][j] = 0;
             }
     }
-    for (uint32_t j = 0; j < 4; j++)
-        for (uint32_t i = 0; i < 4; i++)
+#pragma unroll
+    for (uint32_t j = 0; j < SIDE; j++)
+#pragma unroll
+        for (uint32_t i = 0; i < SIDE; i++)
             if (tc + j < n && o0 + tr + i < m.n_out) store(m, r, z, r.begin + p0 + tc + j, o0 + tr + i, total[i][j]);
+}
+
+template <bool BF16, uint32_t TILE> static void launch_many(const cu_matmul *m, cu_stream s)
+{
+    dim3 grid((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat);
+    CU_LAUNCH((many_kernel<BF16, TILE>), grid, 256, 0, s)(*m);
 }
 
 template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
@@ -145,9 +170,10 @@ template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
         launch_few<BF16, 1>(m, s);
     } else if (m->n_rows <= 4 * FEW) {
         launch_few<BF16, FEW>(m, s);
+    } else if (m->n_out <= NARROW) {
+        launch_many<BF16, 32>(m, s); /* a router: more blocks */
     } else {
-        dim3 grid((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat);
-        CU_LAUNCH(many_kernel<BF16>, grid, 256, 0, s)(*m);
+        launch_many<BF16, 64>(m, s);
     }
 }
 

@@ -1,125 +1,267 @@
-/* MATMUL of I8, I4 and MXFP4 weights with quantized activations, on the integer tensor cores, straight from T16. */
+/* MATMUL of I8, I4 and MXFP4 weights with quantized activations, on the integer tensor cores, straight from T16: many
+ * rows (k_matmul_few.cu: few).
+ *
+ * A block owns 128 outputs of up to 64 rows; each of its 4 warps two strips, for all rows. Both operands come through
+ * shared memory, 128 columns a stage, some stages ahead. 16 bytes of the weights' layout are 4 outputs: lane (g, t)
+ * takes rows 4 (g % 4) .. + 3 of the warp's strip g / 4, the first two as rows g and g + 8 of one operand A, the others
+ * of a second. Of 64 columns it takes 16t .. 16t + 15, of the activations alike (of 32, 8t .. 8t + 7, where a group has
+ * no more). The order of 16-byte chunks in shared memory is such that no two lanes that read at once share a bank. */
 #include "matmul_int.cuh"
 
-#define FEW_ROWS 16u  /* up to here, k_matmul_few.cu */
-#define TILE_ROWS 64u /* activations of a block */
-#define MANY_WARPS 8u
-#define STAGES 3u
-#define X_STRIDE 160u /* bytes of a row of activations in shared memory: no two of 4 rows share a bank */
+#define FEW_ROWS 16u /* up to here, k_matmul_few.cu */
+#define WARPS 4u
+#define STRIPS (2u * WARPS) /* of a block */
+#define PAIRS (CU_TILE_ROWS / 16u)
 
-/* Many rows: a block owns 8 strips, one a warp, and 64 rows. Activations go through shared memory 128 columns at a
- * time, two stages ahead; a lane has its weights one stage ahead. */
-template <uint32_t TYPE, uint32_t GROUP>
-static __global__ void __launch_bounds__(MANY_WARPS * 32, 2) many_kernel(cu_matmul m)
+/* Sums start at this number's bits, so that their own bits are it plus the sum, as a float, up to 2^22: no conversion.
+ */
+#define START 0x4b400000
+#define START_F 12582912.0f
+
+template <uint32_t TYPE, uint32_t GROUP> struct shape {
+    static constexpr uint32_t PER = 128 / GROUP; /* weight groups of a stage */
+    static constexpr uint32_t STEPS = GROUP / 32;
+    static constexpr uint32_t W_BYTES = TYPE == KS_T_I8 ? 2048 : 1024, SCALE = TYPE == KS_T_MXFP4 ? 1 : 2;
+    static constexpr uint32_t STAGES = TYPE == KS_T_I8 ? 3 : 4;
+};
+
+template <uint32_t TYPE, uint32_t GROUP> struct stage {
+    uint8_t w[STRIPS][shape<TYPE, GROUP>::W_BYTES];
+    uint8_t x[CU_TILE_ROWS][128];
+    uint8_t w_scale[STRIPS][shape<TYPE, GROUP>::PER * 16 * shape<TYPE, GROUP>::SCALE];
+    float x_scale[CU_TILE_ROWS];
+};
+
+/* Where a chunk of 16 bytes lies: of a strip's stage, of a row. */
+template <uint32_t TYPE> static __device__ __forceinline__ uint32_t w_chunk(uint32_t i)
 {
-    __shared__ __align__(16) uint8_t x[STAGES][TILE_ROWS][X_STRIDE];
-    __shared__ float xscale[STAGES][TILE_ROWS];
-    __shared__ uint32_t xrow[TILE_ROWS];
-    constexpr uint32_t TILES = TILE_ROWS / 8, PER = 128 / GROUP; /* weight groups of a stage */
-    uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    cu_ref r;
-    if (!find_matrix(m, z, &r)) return;
-    uint32_t p0 = blockIdx.y * TILE_ROWS;
-    if (p0 >= r.n) return;
-    uint32_t n = min(TILE_ROWS, r.n - p0), n_in = t16_n_in(m.n_in), n_strips = ceil_div(m.n_out, 16);
-    uint32_t s = blockIdx.x * MANY_WARPS + warp, n_stages = ceil_div(n_in, 128);
-    bool works = s < n_strips;
-    const uint8_t *strip = r.w + (size_t)(works ? s : 0) * m.strip_bytes;
-    const uint8_t *scales = strip + (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
-    for (uint32_t i = threadIdx.x; i < TILE_ROWS; i += blockDim.x) /* rows that are not there read row p0 */
-        xrow[i] = input_row(m, r.begin + p0 + (i < n ? i : 0), z);
-    __syncthreads();
-    auto fetch = [&](uint32_t stage) {
-        for (uint32_t i = threadIdx.x; stage < n_stages && i < TILE_ROWS * 8; i += blockDim.x) {
-            uint32_t row = i / 8, k = stage * 128 + i % 8 * 16;
+    return i ^ (i >> (TYPE == KS_T_I8 ? 4 : 3) & 3u) << 1;
+}
+
+static __device__ __forceinline__ uint32_t x_chunk(uint32_t row, uint32_t i)
+{
+    return i ^ ((row & 1u) << 2 | (row & 2u));
+}
+
+/* The tile of this block: its matrix, and rows [*p0, *p0 + *n) of it. An expert's rows are split evenly. */
+static __device__ __forceinline__ bool find_tile(const cu_matmul &m, uint32_t lane, cu_ref *r, uint32_t *p0,
+                                                 uint32_t *n)
+{
+    uint32_t tile = blockIdx.y, z = blockIdx.z;
+    if (m.refs) {
+        uint32_t n_refs = m.n_refs ? *m.n_refs : m.n_mat, below = 0;
+        for (uint32_t i = lane; i < n_refs + lane; i += 32)
+            below += __popc(__ballot_sync(~0u, i < n_refs && m.refs[i].tile <= tile));
+        if (!below) return false;
+        z = below - 1;
+    }
+    if (!find_matrix(m, z, r)) return false;
+    if (m.refs) tile -= r->tile;
+    uint32_t n_tiles = ceil_div(r->n, CU_TILE_ROWS);
+    if (tile >= n_tiles) return false;
+    uint32_t per = (ceil_div(r->n, n_tiles) + 15u) & ~15u;
+    *p0 = tile * per;
+    *n = *p0 < r->n ? min(per, r->n - *p0) : 0;
+    return *n != 0;
+}
+
+template <uint32_t TYPE, uint32_t GROUP> struct loader {
+    const cu_matmul &m;
+    const uint8_t *w;      /* of the first strip */
+    const uint32_t *x_row; /* shared */
+    uint32_t n_in, n_strips, n_rows;
+
+    __device__ __forceinline__ void fetch(stage<TYPE, GROUP> &to, uint32_t st) const
+    {
+        typedef shape<TYPE, GROUP> S;
+        constexpr uint32_t CHUNKS = S::W_BYTES / 16, SCALES = sizeof to.w_scale[0] / 16;
+        uint32_t left = (n_in - st * 128) * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8; /* bytes of the strip from here */
+#pragma unroll
+        for (uint32_t j = 0; j < STRIPS * CHUNKS / (WARPS * 32); j++) {
+            uint32_t i = j * WARPS * 32 + threadIdx.x, s = i / CHUNKS, c = i % CHUNKS;
+            bool there = s < n_strips && c * 16 < left;
+            cp_async_16(&to.w[s][w_chunk<TYPE>(c) * 16], w + (there ? s * m.strip_bytes + st * S::W_BYTES + c * 16 : 0),
+                        there ? 16 : 0);
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < CU_TILE_ROWS * 8 / (WARPS * 32); j++) {
+            uint32_t i = j * WARPS * 32 + threadIdx.x, row = i / 8, k = st * 128 + i % 8 * 16;
+            if (j * WARPS * 4 >= n_rows) break;
             bool there = k < m.act.q_stride;
-            cp_async_16(&x[stage % STAGES][row][i % 8 * 16],
-                        m.act.q + (there ? (size_t)xrow[row] * m.act.q_stride + k : 0), there ? 16 : 0);
+            cp_async_16(&to.x[row][x_chunk(row, i % 8) * 16],
+                        m.act.q + (there ? (size_t)x_row[row] * m.act.q_stride + k : 0), there ? 16 : 0);
         }
-        if (stage < n_stages && threadIdx.x < TILE_ROWS)
-            cp_async_4(&xscale[stage % STAGES][threadIdx.x],
-                       m.act.scale + (size_t)xrow[threadIdx.x] * m.act.scale_stride + stage);
-        cp_async_commit();
-    };
-    raw<TYPE> next[4];
-    float next_scale[PER][2];
-    auto fetch_weights = [&](uint32_t stage) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            uint32_t k = stage * 128 + i * 32;
-            if (k < n_in) next[i] = load_weights<TYPE>(strip, k, g, t);
+        uint32_t i = threadIdx.x, s = i / SCALES, c = i % SCALES;
+        if (s < STRIPS) {
+            size_t at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8 + st * sizeof to.w_scale[0] + c * 16;
+            bool there = s < n_strips && at < m.strip_bytes;
+            cp_async_16(&to.w_scale[s][c * 16], w + (there ? s * m.strip_bytes + at : 0), there ? 16 : 0);
         }
+        if (i < CU_TILE_ROWS) cp_async_4(&to.x_scale[i], m.act.scale + (size_t)x_row[i] * m.act.scale_stride + st);
+    }
+};
+
+/* A lane's operands A of 32 columns of its strip. */
+template <uint32_t TYPE, uint32_t GROUP>
+static __device__ __forceinline__ void load_a(frag a[2], const uint8_t *strip, uint32_t step, uint32_t g, uint32_t t)
+{
+    uint32_t kb = GROUP == 32 ? 4 * step + t : 8 * (step / 2) + 2 * t + step % 2; /* of 8 columns */
+    if (TYPE == KS_T_I8) {
+        uint4 u = *(const uint4 *)(strip + w_chunk<TYPE>(kb * 8 + g % 4) * 16);
+        uint4 v = *(const uint4 *)(strip + w_chunk<TYPE>(kb * 8 + 4 + g % 4) * 16);
+        a[0] = frag { { u.x, u.y, v.x, v.y } };
+        a[1] = frag { { u.z, u.w, v.z, v.w } };
+        return;
+    }
+    uint4 u = *(const uint4 *)(strip + w_chunk<TYPE>(kb * 4 + g % 4) * 16);
+    a[0] = decode<TYPE>(raw<TYPE> { { u.x, u.y } });
+    a[1] = decode<TYPE>(raw<TYPE> { { u.z, u.w } });
+}
+
+/* Of a row of activations: what a lane needs of all columns of a group. */
+template <uint32_t STEPS>
+static __device__ __forceinline__ void load_b(uint2 b[STEPS], const uint8_t *x, uint32_t row, uint32_t k, uint32_t t)
+{
+    if constexpr (STEPS == 1) {
+        b[0] = *(const uint2 *)(x + row * 128 + x_chunk(row, k / 16 + t / 2) * 16 + t % 2 * 8);
+    } else {
 #pragma unroll
-        for (uint32_t i = 0; i < PER; i++) {
-            uint32_t group = stage * PER + i;
-            if (group * GROUP >= n_in) continue;
-            next_scale[i][0] = weight_scale<TYPE>(scales, group, g);
-            next_scale[i][1] = weight_scale<TYPE>(scales, group, g + 8);
+        for (uint32_t i = 0; i < STEPS; i += 2) {
+            uint4 v = *(const uint4 *)(x + row * 128 + x_chunk(row, k / 16 + i * 2 + t) * 16);
+            b[i] = make_uint2(v.x, v.y);
+            b[i + 1] = make_uint2(v.z, v.w);
         }
-    };
-    float acc[TILES][4] = {};
-    fetch(0);
-    fetch(1);
-    fetch_weights(0);
-    for (uint32_t st = 0; st < n_stages; st++) {
-        uint32_t buf = st % STAGES;
-        cp_async_wait<1>();
-        __syncthreads(); /* this stage is there, and the buffer of the one before is no longer read */
-        fetch(st + 2);
-        raw<TYPE> cur[4];
-        float w[PER][2];
+    }
+}
+
+template <uint32_t TYPE> static __device__ __forceinline__ float to_float(int32_t c)
+{
+    float f = __uint_as_float((uint32_t)c);
+    return TYPE == KS_T_I4 ? __fmaf_rn(f, 0.0625f, -START_F / 16) : __fadd_rn(f, -START_F);
+}
+
+template <uint32_t TYPE, uint32_t GROUP>
+static __device__ __forceinline__ void scales_of(float w[4], const uint8_t *scale, uint32_t i, uint32_t g)
+{
+    uint32_t at = i * 16 + g % 4 * 4;
+    if (TYPE == KS_T_MXFP4) {
+        uint32_t v = *(const uint32_t *)(scale + at);
+        for (uint32_t j = 0; j < 4; j++) w[j] = __fmul_rn(e8m0_to_f32(v >> 8 * j & 255u), 0.5f);
+        return;
+    }
+    uint2 v = *(const uint2 *)(scale + at * 2);
+    w[0] = bf16_to_f32(v.x & 0xffffu);
+    w[1] = __uint_as_float(v.x & 0xffff0000u);
+    w[2] = bf16_to_f32(v.y & 0xffffu);
+    w[3] = __uint_as_float(v.y & 0xffff0000u);
+}
+
+/* One weight group of one stage: acc[pair of 8 rows][8 rows][output of the lane's four, in two operands A]. */
+template <uint32_t TYPE, uint32_t GROUP>
+static __device__ __forceinline__ void add_group(float acc[PAIRS][2][2][4], const stage<TYPE, GROUP> &s, uint32_t i,
+                                                 uint32_t n_rows, uint32_t warp, uint32_t g, uint32_t t)
+{
+    constexpr uint32_t STEPS = GROUP / 32;
+    uint32_t strip = warp * 2 + g / 4;
+    frag a[STEPS][2];
+    float w[4];
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) cur[i] = next[i];
+    for (uint32_t k = 0; k < STEPS; k++) load_a<TYPE, GROUP>(a[k], s.w[strip], i * STEPS + k, g, t);
+    scales_of<TYPE, GROUP>(w, s.w_scale[strip], i, g);
 #pragma unroll
-        for (uint32_t i = 0; i < 2 * PER; i++) w[i / 2][i % 2] = next_scale[i / 2][i % 2];
-        if (st + 1 < n_stages) fetch_weights(st + 1);
-        if (!works) continue;
+    for (uint32_t p = 0; p < PAIRS; p++) {
+        if (p * 16 >= n_rows) break;
+        int32_t c[2][2][4];
+        uint2 b[2][STEPS];
 #pragma unroll
-        for (uint32_t i = 0; i < PER; i++) {
-            if (st * 128 + i * GROUP >= n_in) break;
-            int32_t c[TILES][4] = {};
+        for (uint32_t j = 0; j < 2; j++) load_b<STEPS>(b[j], s.x[0], p * 16 + j * 8 + g, i * GROUP, t);
 #pragma unroll
-            for (uint32_t kk = 0; kk < GROUP; kk += 32) {
-                uint32_t k = i * GROUP + kk;
-                if (st * 128 + k >= n_in) break;
-                frag f = decode<TYPE>(cur[k / 32]);
+        for (uint32_t j = 0; j < 16; j++) c[j / 8][j / 4 % 2][j % 4] = START;
 #pragma unroll
-                for (uint32_t j = 0; j < TILES; j++) {
-                    uint2 b = *(const uint2 *)&x[buf][j * 8 + g][k + 8 * t];
-                    mma_s8(c[j], f.a, b.x, b.y);
-                }
-            }
+        for (uint32_t k = 0; k < STEPS; k++)
 #pragma unroll
-            for (uint32_t j = 0; j < TILES; j++) {
-                float2 xs = *(const float2 *)&xscale[buf][j * 8 + 2 * t];
-                float *a = acc[j];
-                a[0] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][0])), __fmul_rn(w[i][0], xs.x), a[0]);
-                a[1] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][1])), __fmul_rn(w[i][0], xs.y), a[1]);
-                a[2] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][2])), __fmul_rn(w[i][1], xs.x), a[2]);
-                a[3] = __fmaf_rn(__int2float_rn(sum_of<TYPE>(c[j][3])), __fmul_rn(w[i][1], xs.y), a[3]);
+            for (uint32_t j = 0; j < 4; j++) mma_s8(c[j / 2][j % 2], a[k][j % 2].a, b[j / 2][k].x, b[j / 2][k].y);
+#pragma unroll
+        for (uint32_t j = 0; j < 2; j++) {
+            float2 x = *(const float2 *)&s.x_scale[p * 16 + j * 8 + 2 * t];
+#pragma unroll
+            for (uint32_t h = 0; h < 2; h++) {
+                float *to = acc[p][j][h];
+                const int32_t *from = c[j][h];
+                to[0] = __fmaf_rn(to_float<TYPE>(from[0]), __fmul_rn(w[2 * h], x.x), to[0]);
+                to[1] = __fmaf_rn(to_float<TYPE>(from[1]), __fmul_rn(w[2 * h], x.y), to[1]);
+                to[2] = __fmaf_rn(to_float<TYPE>(from[2]), __fmul_rn(w[2 * h + 1], x.x), to[2]);
+                to[3] = __fmaf_rn(to_float<TYPE>(from[3]), __fmul_rn(w[2 * h + 1], x.y), to[3]);
             }
         }
     }
-    if (!works) return;
+}
+
+template <uint32_t TYPE, uint32_t GROUP>
+static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m)
+{
+    typedef shape<TYPE, GROUP> S;
+    CU_DYNAMIC_SHARED(uint8_t, shared);
+    __shared__ uint32_t x_row[CU_TILE_ROWS];
+    stage<TYPE, GROUP> *stages = (stage<TYPE, GROUP> *)shared;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, p0, n;
+    cu_ref r;
+    if (!find_tile(m, lane, &r, &p0, &n)) return;
+    uint32_t n_in = t16_n_in(m.n_in), n_stages = ceil_div(n_in, 128), s0 = blockIdx.x * STRIPS;
+    for (uint32_t i = threadIdx.x; i < CU_TILE_ROWS; i += blockDim.x) /* rows that are not there read row p0 */
+        x_row[i] = input_row(m, r.begin + p0 + (i < n ? i : 0), blockIdx.z);
+    __syncthreads();
+    loader<TYPE, GROUP> from = { m, r.w + (size_t)s0 * m.strip_bytes, x_row, n_in, ceil_div(m.n_out, 16) - s0, n };
+    for (uint32_t st = 0; st < S::STAGES - 1; st++) {
+        if (st < n_stages) from.fetch(stages[st], st);
+        cp_async_commit();
+    }
+    float acc[PAIRS][2][2][4] = {};
+    for (uint32_t st = 0; st < n_stages; st++) {
+        cp_async_wait<S::STAGES - 2>();
+        __syncthreads(); /* this stage is there, and the one before is no longer read */
+        if (st + S::STAGES - 1 < n_stages) from.fetch(stages[(st + S::STAGES - 1) % S::STAGES], st + S::STAGES - 1);
+        cp_async_commit();
 #pragma unroll
-    for (uint32_t j = 0; j < TILES; j++)
+        for (uint32_t i = 0; i < S::PER; i++)
+            if (st * 128 + i * GROUP < n_in) add_group(acc, stages[st % S::STAGES], i, n, warp, g, t);
+    }
+    uint32_t o = (s0 + warp * 2 + g / 4) * 16 + g % 4 * 4;
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            uint32_t col = j * 8 + 2 * t + i % 2, o = s * 16 + g + (i / 2) * 8;
-            if (col < n && o < m.n_out) store(m, r, z, r.begin + p0 + col, o, acc[j][i]);
-        }
+    for (uint32_t p = 0; p < PAIRS; p++)
+#pragma unroll
+        for (uint32_t j = 0; j < 2; j++)
+#pragma unroll
+            for (uint32_t e = 0; e < 2; e++) {
+                uint32_t row = p * 16 + j * 8 + 2 * t + e;
+                if (row >= n) continue;
+                const float v[4] = { acc[p][j][0][e], acc[p][j][0][2 + e], acc[p][j][1][e], acc[p][j][1][2 + e] };
+                store_4(m, r, blockIdx.z, r.begin + p0 + row, o, v);
+            }
+}
+
+template <uint32_t TYPE, uint32_t GROUP> static void launch_group(const cu_matmul *m, cu_stream s)
+{
+    size_t bytes = sizeof(stage<TYPE, GROUP>) * shape<TYPE, GROUP>::STAGES;
+    /* Where this fails, so does the launch. */
+    (void)cudaFuncSetAttribute(many_kernel<TYPE, GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    uint32_t strips = (m->n_out + 15) / 16, tiles = cu_tiles(m->n_rows);
+    if (m->refs) {
+        uint32_t most = m->n_pairs / CU_TILE_ROWS + m->n_mat; /* the last tile of a matrix may be small */
+        tiles = most < tiles * m->n_mat ? most : tiles * m->n_mat;
+    }
+    dim3 grid((strips + STRIPS - 1) / STRIPS, tiles, m->refs ? 1 : m->n_mat);
+    CU_LAUNCH((many_kernel<TYPE, GROUP>), grid, WARPS * 32, bytes, s)(*m);
 }
 
 template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
 {
-    uint32_t strips = (m->n_out + 15) / 16;
-    dim3 grid((strips + MANY_WARPS - 1) / MANY_WARPS, (m->n_rows + TILE_ROWS - 1) / TILE_ROWS, m->n_mat);
     if (m->group == 128)
-        CU_LAUNCH((many_kernel<TYPE, 128>), grid, MANY_WARPS * 32, 0, s)(*m);
+        launch_group<TYPE, 128>(m, s);
     else if (m->group == 64)
-        CU_LAUNCH((many_kernel<TYPE, 64>), grid, MANY_WARPS * 32, 0, s)(*m);
+        launch_group<TYPE, 64>(m, s);
     else
-        CU_LAUNCH((many_kernel<TYPE, 32>), grid, MANY_WARPS * 32, 0, s)(*m);
+        launch_group<TYPE, 32>(m, s);
 }
 
 void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)

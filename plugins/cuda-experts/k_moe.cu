@@ -289,12 +289,14 @@ static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *
                                    uint32_t *n_refs)
 {
     __shared__ uint32_t shared[8];
-    uint32_t sum = 0;
+    uint32_t sum = 0, tiles = 0;
     for (uint32_t e0 = 0; e0 < n_experts; e0 += blockDim.x) {
-        uint32_t e = e0 + threadIdx.x, n = e < n_experts ? begin[e + 1] - begin[e] : 0, before;
-        uint32_t all = block_scan(n != 0, shared, &before);
-        if (n) refs[sum + before] = cu_ref { where[e], e, begin[e], n, 0 };
+        uint32_t e = e0 + threadIdx.x, n = e < n_experts ? begin[e + 1] - begin[e] : 0, before, tile;
+        uint32_t all = block_scan(n != 0, shared, &before),
+                 all_tiles = block_scan(ceil_div(n, CU_TILE_ROWS), shared, &tile);
+        if (n) refs[sum + before] = cu_ref { where[e], e, begin[e], n, tiles + tile };
         sum += all;
+        tiles += all_tiles;
     }
     if (threadIdx.x == 0) *n_refs = sum;
 }

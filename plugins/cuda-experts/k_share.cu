@@ -38,7 +38,7 @@ static __global__ void __launch_bounds__(THREADS) offer_kernel(cu_offer a)
         bool cold = e < a.n_experts && a.begin[e + 1] > a.begin[e] && !a.where[e];
         n_cold += block_scan(cold, shared, &before);
     }
-    uint32_t n_linked = linked_of(a, n_cold), rank = 0, refs = 0, hot = 0;
+    uint32_t n_linked = linked_of(a, n_cold), rank = 0, refs = 0, tiles = 0, hot = 0;
     for (uint32_t e0 = 0; e0 < a.n_experts; e0 += blockDim.x) {
         uint32_t e = e0 + threadIdx.x, n = e < a.n_experts ? a.begin[e + 1] - a.begin[e] : 0;
         const uint8_t *w = n ? a.where[e] : nullptr;
@@ -50,8 +50,10 @@ static __global__ void __launch_bounds__(THREADS) offer_kernel(cu_offer a)
         }
         rank += all;
         all = block_scan(w != nullptr, shared, &before);
-        if (w) a.refs[refs + before] = cu_ref { w, e, a.begin[e], n, 0 };
+        uint32_t tile, all_tiles = block_scan(w ? ceil_div(n, CU_TILE_ROWS) : 0, shared, &tile);
+        if (w) a.refs[refs + before] = cu_ref { w, e, a.begin[e], n, tiles + tile };
         refs += all;
+        tiles += all_tiles;
     }
     __syncthreads();
     uint32_t left = 0, n_pairs = a.n_rows * a.k;

@@ -26,11 +26,18 @@ typedef struct cu_act {
     uint32_t q_stride, scale_stride, sum_stride, _pad;
 } cu_act;
 
-/* One matrix of a grouped product and its rows: pairs [begin, begin + n). */
+#define CU_TILE_ROWS 64u /* of a matrix's rows, a block of an integer product takes so many together */
+
+/* One matrix of a grouped product and its rows: pairs [begin, begin + n). tile: tiles of the matrices before it. */
 typedef struct cu_ref {
     const uint8_t *w;
-    uint32_t mat, begin, n, _pad;
+    uint32_t mat, begin, n, tile;
 } cu_ref;
+
+static inline uint32_t cu_tiles(uint32_t n_rows)
+{
+    return (n_rows + CU_TILE_ROWS - 1) / CU_TILE_ROWS;
+}
 
 /* y = W x + bias for one or many matrices in T16. Matrix z of n_mat: refs[z], or, without refs, w + z * w_stride with
  * n_rows rows from 0. Row p reads row (rows ? rows[p] : p) * x_mul + z * x_add of the input (x_add without refs only)
@@ -44,8 +51,9 @@ typedef struct cu_matmul {
     const uint32_t *n_refs; /* (1) how many refs there really are; NULL: n_mat */
     const uint32_t *rows;
     uint32_t x_mul, x_add;
-    cu_act act;     /* I8, I4, MXFP4 */
-    const float *x; /* F32, BF16 */
+    uint32_t n_pairs, _pad; /* with refs: rows of all matrices together, at most */
+    cu_act act;             /* I8, I4, MXFP4 */
+    const float *x;         /* F32, BF16 */
     size_t x_stride;
     float *y;
     size_t y_stride, y_mat;

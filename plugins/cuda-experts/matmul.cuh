@@ -33,13 +33,37 @@ static __device__ __forceinline__ uint32_t input_row(const cu_matmul &m, uint32_
     return (m.rows ? m.rows[p] : p) * m.x_mul + (m.refs ? 0 : z * m.x_add);
 }
 
-static __device__ __forceinline__ void store(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p, uint32_t o,
-                                             float v)
+/* What becomes of the sum of output o. */
+static __device__ __forceinline__ float finished(const cu_matmul &m, const cu_ref &r, uint32_t o, float v)
 {
     if (m.bias) v = __fadd_rn(v, m.bias[r.mat * m.bias_stride + o]);
     v = __fmul_rn(v, m.scale);
-    if (m.softcap != 0) v = __fmul_rn(m.softcap, tanhf(__fdiv_rn(v, m.softcap)));
-    m.y[(size_t)p * m.y_stride + (m.refs ? 0 : z * m.y_mat) + o] = v;
+    return m.softcap != 0 ? __fmul_rn(m.softcap, tanhf(__fdiv_rn(v, m.softcap))) : v;
+}
+
+static __device__ __forceinline__ float *result_at(const cu_matmul &m, uint32_t z, uint32_t p, uint32_t o)
+{
+    return m.y + (size_t)p * m.y_stride + (m.refs ? 0 : z * m.y_mat) + o;
+}
+
+static __device__ __forceinline__ void store(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p, uint32_t o,
+                                             float v)
+{
+    *result_at(m, z, p, o) = finished(m, r, o, v);
+}
+
+/* Outputs o .. o + 3, as far as there are so many. */
+static __device__ __forceinline__ void store_4(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p, uint32_t o,
+                                               const float v[4])
+{
+    if (o >= m.n_out) return;
+    float *y = result_at(m, z, p, o);
+    if (o + 4 <= m.n_out && (uintptr_t)y % 16 == 0) {
+        *(float4 *)y = make_float4(finished(m, r, o, v[0]), finished(m, r, o + 1, v[1]), finished(m, r, o + 2, v[2]),
+                                   finished(m, r, o + 3, v[3]));
+        return;
+    }
+    for (uint32_t i = 0; i < 4 && o + i < m.n_out; i++) y[i] = finished(m, r, o + i, v[i]);
 }
 
 #endif

@@ -135,6 +135,7 @@ static int fill_group(cu_dev *d, struct walk *k, struct cu_job *j, ks_err *err)
     const struct dev_bank *b = &x->banks[k->bank];
     uint64_t hot = 0, cold = 0, first = x->taken, cap = cu_max(x->n_ring / GROUPS, 1);
     struct ring_slot *last = NULL;
+    uint32_t tiles = 0;
     int rc = 0;
     j->base = k->base;
     j->first = k->at - k->base;
@@ -151,7 +152,8 @@ static int fill_group(cu_dev *d, struct walk *k, struct cu_job *j, ks_err *err)
         }
         *(b->where[e] ? &hot : &cold) += n;
         if (!w && !(rc = cu_ring_take(d, k->bank, e, &last, err))) w = last->p;
-        x->refs_host[k->ref + j->n_mat++] = (cu_ref) { w, e, k->at - k->base, n, 0 };
+        x->refs_host[k->ref + j->n_mat++] = (cu_ref) { w, e, k->at - k->base, n, tiles };
+        tiles += cu_tiles(n);
         j->n_rows = cu_max(j->n_rows, n);
         k->at += n;
         k->expert += n == left;

@@ -41,7 +41,8 @@ static int run(const shape *s)
     uint8_t *w = at(&used, mat * n_bank);
     cu_ref *refs = at(&used, n_bank * sizeof *refs), *host = calloc(n_bank, sizeof *host);
     if (!host) return -1;
-    for (uint32_t i = 0; i < n_bank; i++) host[i] = (cu_ref) { w + i * mat, i, i % s->n_mat * s->rows, s->rows, 0 };
+    for (uint32_t i = 0; i < n_bank; i++)
+        host[i] = (cu_ref) { w + i * mat, i, i % s->n_mat * s->rows, s->rows, i % s->n_mat * cu_tiles(s->rows) };
     (void)cudaMemcpy(refs, host, n_bank * sizeof *refs, cudaMemcpyHostToDevice);
     free(host);
     cu_matmul m = { .type = s->type,
@@ -50,6 +51,7 @@ static int run(const shape *s)
                     .group = group,
                     .n_mat = s->n_mat,
                     .n_rows = s->rows,
+                    .n_pairs = pairs,
                     .strip_bytes = strip,
                     .x_mul = 1,
                     .y_stride = s->n_out,

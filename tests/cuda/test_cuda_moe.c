@@ -1,7 +1,9 @@
-/* Sorting pairs by expert, in one block and in many, against the plain way. */
+/* Sorting pairs by expert, in one block and in many, against the plain way; products of many experts at once, of any
+ * number of rows each, against those of each alone. */
 #include "kernels.h"
 
 #include <cuda_runtime_api.h>
+#include <krasis/types.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -100,6 +102,102 @@ static void pairs_are_sorted_by_expert_and_row(void **st)
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) sort_one(shapes[i][0], shapes[i][1], shapes[i][2]);
 }
 
+#define N_MAT 9u
+#define N_OUT 200u /* of the last strip, a half */
+
+static void *some(size_t bytes, bool floats)
+{
+    uint8_t *p = malloc(bytes);
+    assert_non_null(p);
+    for (size_t i = 0; i < bytes && !floats; i++) p[i] = (uint8_t)below(256);
+    for (size_t i = 0; i + 4 <= bytes && floats; i += 4) {
+        float v = (float)(1 + below(1000)) / 4096;
+        memcpy(p + i, &v, 4);
+    }
+    void *d = up(p, bytes);
+    free(p);
+    return d;
+}
+
+/* Scales of T16 that are no NaN: BF16 near 1, or powers of two. */
+static void set_scales(uint8_t *w, const cu_matmul *m)
+{
+    size_t data = (size_t)m->n_in * 16 * ks_type_bits(m->type) / 8;
+    for (size_t i = data; i < m->strip_bytes; i++)
+        w[i] = m->type == KS_T_MXFP4 ? (uint8_t)(120 + below(16)) : (i - data) % 2 ? 0x3f : (uint8_t)below(256);
+}
+
+static void product_of(uint32_t type, uint32_t n_in, uint32_t group)
+{
+    static const uint32_t n_of[N_MAT] = { 1, 17, 64, 65, 16, 129, 200, 33, 128 };
+    uint32_t strips = (N_OUT + 15) / 16, pairs = 0;
+    cu_matmul m = { .type = type, .n_in = n_in, .n_out = N_OUT, .group = group, .x_mul = 1, .y_stride = N_OUT };
+    m.scale = 1;
+    m.strip_bytes = ks_t16_strip_bytes(type, n_in, group);
+    size_t mat = strips * m.strip_bytes;
+    uint8_t *w = malloc(N_MAT * mat);
+    assert_non_null(w);
+    for (size_t i = 0; i < N_MAT * mat; i++) w[i] = (uint8_t)below(256);
+    for (uint32_t s = 0; s < N_MAT * strips; s++) set_scales(w + s * m.strip_bytes, &m);
+    uint8_t *w_dev = up(w, N_MAT * mat);
+    free(w);
+    cu_ref refs[N_MAT];
+    for (uint32_t i = 0, tile = 0; i < N_MAT; i++) {
+        refs[i] = (cu_ref) { w_dev + i * mat, i, pairs, n_of[i], tile };
+        pairs += n_of[i];
+        tile += cu_tiles(n_of[i]);
+        m.n_rows = n_of[i] > m.n_rows ? n_of[i] : m.n_rows;
+    }
+    uint32_t n_scale = (n_in + 127) / 128;
+    m.act = (cu_act) { .q_stride = n_in, .scale_stride = n_scale };
+    m.act.q = some((size_t)pairs * n_in, false);
+    m.act.scale = some((size_t)pairs * n_scale * 4, true);
+    size_t bytes = (size_t)pairs * N_OUT * 4;
+    float *y = malloc(bytes), *alone = malloc(bytes);
+    assert_true(y && alone);
+    float *y_dev = m.y = up(y, bytes);
+    void *refs_dev = up(refs, sizeof refs);
+    m.n_mat = N_MAT;
+    m.n_pairs = pairs;
+    m.refs = refs_dev;
+    cu_launch_matmul(&m, NULL);
+    ok(cudaDeviceSynchronize());
+    down(y, y_dev, bytes);
+    m.refs = NULL;
+    m.n_mat = 1;
+    m.y = y_dev = up(alone, bytes);
+    for (uint32_t i = 0; i < N_MAT; i++) {
+        cu_matmul one = m;
+        one.w = refs[i].w;
+        one.n_rows = refs[i].n;
+        one.act.q += (size_t)refs[i].begin * n_in;
+        one.act.scale += (size_t)refs[i].begin * n_scale;
+        one.y += (size_t)refs[i].begin * N_OUT;
+        cu_launch_matmul(&one, NULL);
+    }
+    ok(cudaDeviceSynchronize());
+    down(alone, y_dev, bytes);
+    if (memcmp(y, alone, bytes) != 0) fail_msg("type %u, %u columns, groups of %u", type, n_in, group);
+    free(y);
+    free(alone);
+    ok(cudaFree(refs_dev));
+    ok(cudaFree(w_dev));
+    ok(cudaFree(m.act.q));
+    ok(cudaFree(m.act.scale));
+}
+
+/* Few and many rows have kernels of their own, too. */
+static void grouped_products_have_the_bits_of_single_ones(void **st)
+{
+    (void)st;
+    if (no_gpu[0]) skip();
+    product_of(KS_T_I4, 256, 128);
+    product_of(KS_T_I4, 192, 64);
+    product_of(KS_T_I8, 640, 128);
+    product_of(KS_T_I8, 96, 32);
+    product_of(KS_T_MXFP4, 160, 32);
+}
+
 static int set_up(void **st)
 {
     int n = 0;
@@ -113,6 +211,7 @@ static int set_up(void **st)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(pairs_are_sorted_by_expert_and_row) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(pairs_are_sorted_by_expert_and_row),
+                                        cmocka_unit_test(grouped_products_have_the_bits_of_single_ones) };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
