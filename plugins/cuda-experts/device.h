@@ -30,10 +30,11 @@ typedef struct cu_options {
     int64_t resident; /* most experts that stay, -1: all that fit */
     int64_t ring;     /* places for experts on their way, 0: about 512 MB */
     int64_t piece;    /* rows that a long step computes together, 0: the device's choice */
+    int64_t in_place; /* steps of at most so many rows read cold experts where they lie */
+    int64_t ahead;    /* layers launched before the host has answered, whose sums wait for it on the device */
     int64_t patience; /* seconds that host and device wait for each other in a step */
     int32_t graphs;   /* steps of few rows are recorded (graph.c) */
     int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
-    int32_t lockstep; /* nothing is launched that would wait for the host */
 } cu_options;
 
 /* What device memory is for: the rows of the plan, in the order of their names in plan.c. Weights that always stay are
@@ -384,12 +385,13 @@ int cu_run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
 int cu_share_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */
 int cu_share_fill(cu_dev *d, ks_err *err);    /* after the banks are pinned */
 void cu_share_unbind(cu_dev *d);
+bool cu_shares_with_host(const cu_dev *d);
 bool cu_shares(const cu_dev *d);            /* this step */
 int cu_share_begin(cu_dev *d, ks_err *err); /* of a run */
 int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
-void cu_share_poll(cu_dev *d);               /* answers what is asked by now */
 int cu_share_drain(cu_dev *d, ks_err *err);  /* answers all that was offered: before whatever waits for the device */
-int cu_share_finish(cu_dev *d, ks_err *err); /* of a run */
+int cu_share_finish(cu_dev *d, ks_err *err); /* of a run, before the device is waited for */
+void cu_share_count(cu_dev *d);              /* after that */
 void cu_share_over(cu_dev *d);               /* the device waits for nothing any more */
 
 /* place.c */

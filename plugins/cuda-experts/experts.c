@@ -86,7 +86,7 @@ static int by_begin(const void *a, const void *b)
 
 static void pin_range(cu_dev *d, uintptr_t begin, uintptr_t end)
 {
-    cudaError_t rc = cudaHostRegister((void *)begin, end - begin, cudaHostRegisterPortable);
+    cudaError_t rc = cudaHostRegister((void *)begin, end - begin, cudaHostRegisterPortable | cudaHostRegisterMapped);
     if (rc == cudaSuccess) {
         d->ex.registered[d->ex.n_registered++] = (void *)begin;
         for (uint32_t i = 0; i < d->ex.n_banks; i++)

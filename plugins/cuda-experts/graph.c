@@ -3,9 +3,9 @@
  * to the device as one. Kernels find pages, positions and resident experts through tables in the device's memory; what
  * decides how many blocks there are (rows, sequences, spans of attention, addresses in the step's tables) is the shape.
  *
- * Not for steps that ask the host in between (experts that are not resident), for long ones, and for ops that size
- * themselves by every position (INDEXER). A shape runs once as it is before it is recorded: kernels are loaded then.
- * [engine] */
+ * Not for steps that ask the host in between (experts that are neither resident nor read in place), for long ones, and
+ * for ops that size themselves by every position (INDEXER). A shape runs once as it is before it is recorded: kernels
+ * are loaded then. [engine] */
 #include "device.h"
 
 #include <string.h>
@@ -21,10 +21,11 @@ static bool can_record(const cu_dev *d, const ks_batch *b, uint32_t begin, uint3
     for (uint32_t i = 0; i < d->ex.n_banks; i++) {
         const struct dev_bank *k = &d->ex.banks[i];
         if (k->op < begin || k->op >= end) continue;
-        if (k->n_resident != k->n_experts || (size_t)b->n_rows * cu_op(d->g, k->op)->u.mlp.k > d->ex.cap_pairs)
+        if ((k->n_resident != k->n_experts && !cu_shares(d)) ||
+            (size_t)b->n_rows * cu_op(d->g, k->op)->u.mlp.k > d->ex.cap_pairs)
             return false;
     }
-    if (cu_shares(d)) return false;
+    if (cu_shares_with_host(d)) return false;
     for (uint32_t i = begin; i < end; i++)
         if (!d->mine[i] || cu_op(d->g, i)->kind == KS_OP_INDEXER) return false;
     return true;

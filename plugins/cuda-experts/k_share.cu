@@ -56,7 +56,7 @@ static __global__ void __launch_bounds__(THREADS) offer_kernel(cu_offer a)
         tiles += all_tiles;
     }
     __syncthreads();
-    uint32_t left = 0, n_pairs = a.n_rows * a.k;
+    uint32_t left = 0, n_pairs = a.mail_x ? a.n_rows * a.k : 0;
     for (uint32_t i0 = 0; i0 < n_pairs; i0 += blockDim.x) {
         uint32_t i = i0 + threadIdx.x;
         bool mine = false;
@@ -80,6 +80,7 @@ static __global__ void __launch_bounds__(THREADS) offer_kernel(cu_offer a)
     a.tally->linked_bytes += n_linked * a.expert_bytes;
     a.mail->tally = *a.tally;
     a.mail->n_experts = n_cold - n_linked;
+    if (!a.mail_x) return;
     uint32_t ticket = *a.ticket + 1;
     *a.ticket = ticket;
     raise_flag(&a.mail->up, (uint64_t)ticket << 32 | left);

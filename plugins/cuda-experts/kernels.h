@@ -274,7 +274,7 @@ typedef struct cu_offer {
     cu_tally *tally; /* on the device */
     cu_mail *mail;
     cu_pair *mail_pairs; /* (n_rows, k) -1: not the host's */
-    float *mail_x;       /* (n_rows, n_cols); NULL: all are the device's */
+    float *mail_x;       /* (n_rows, n_cols); NULL: all are the device's, there is no ticket */
 } cu_offer;
 void cu_launch_offer(const cu_offer *a, cu_stream s);
 

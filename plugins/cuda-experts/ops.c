@@ -588,6 +588,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
         int rc2 = cu_share_finish(d, &e);
         if (!rc2) rc2 = cu_wait(d, "the step", &e);
         if (!rc2) rc2 = cu_check(d, cudaGetLastError(), "a launch", &e);
+        if (!rc2) cu_share_count(d);
         if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
     }
     if (!rc) hand_out_logits(d, b, op_begin, op_end);

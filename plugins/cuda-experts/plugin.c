@@ -45,11 +45,21 @@ static const ks_option options[] = {
       .min = 1,
       .max = 3600,
       .help = "Seconds that GPU and CPU wait for each other's experts before the GPU counts as failed" },
-    { .key = "lockstep",
-      .type = KS_OPT_BOOL,
-      .offset = offsetof(cu_options, lockstep),
+    { .key = "in-place",
+      .type = KS_OPT_INT,
+      .offset = offsetof(cu_options, in_place),
+      .dflt = "8",
+      .min = 0,
+      .max = 64,
+      .help = "Steps of at most so many rows read cold experts over the link where they lie, instead of copying them" },
+    { .key = "ahead",
+      .type = KS_OPT_INT,
+      .offset = offsetof(cu_options, ahead),
       .dflt = "0",
-      .help = "Launch nothing that would wait for the CPU: for debuggers and checkers that run one launch at a time" },
+      .min = 0,
+      .max = 16,
+      .help = "Layers that are launched before the CPU has computed its experts of theirs; needs "
+              "CUDA_MODULE_LOADING=EAGER" },
 };
 
 static int probe(const ks_host *h, const void *opts, ks_probe *ret, ks_err *err)

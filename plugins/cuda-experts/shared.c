@@ -7,12 +7,13 @@
  * ticket; the device's kernel that adds everything up waits for it. A row's sum: the experts on the device, held and
  * read in place, in ascending order, plus that of the host's in ascending order.
  *
- * Why nobody waits for ever. The device waits for an answer to its last offer only, and there is one mail: offers and
- * answers alternate. The host, while it owes an answer, waits for nothing: launches return at once, because at most
- * AHEAD layers are launched beyond the oldest that was answered, far less than the driver's queue holds. And both give
- * up after `patience`: the host asks the device for its error and retires it, which ends the device's waiting; the
- * device goes on and says that it was let down, which retires it, too. With `lockstep` the kernel that waits is
- * launched after the answer. [engine] */
+ * Why nobody waits for ever. By default the kernel that adds up is launched after the answer: nothing waits on the
+ * device. With `ahead` it is launched before, and waits for an answer to the last offer only: there is one mail, offers
+ * and answers alternate. The host, while it owes an answer, waits for nothing: launches return at once, because at most
+ * `ahead` layers are launched beyond the oldest that was answered, far less than the driver's queue holds. (A kernel's
+ * first launch may wait for the device, unless all are loaded eagerly.) And both give up after `patience`: the host
+ * asks the device for its error and retires it, which ends the device's waiting; the device goes on and says that it
+ * was let down, which retires it, too. [engine] */
 #include "device.h"
 
 #include <immintrin.h>
@@ -20,8 +21,6 @@
 #include <string.h>
 
 #define FEW_ROWS 4u       /* up to here the host's cores wait for memory, not for arithmetic */
-#define IN_PLACE_ROWS 8u  /* up to here a product reads its weights once */
-#define AHEAD 8u          /* layers */
 #define PAUSES 64u        /* between two looks at the clock */
 #define LOOK_NS 20000u    /* between two questions for the device's error */
 #define HANDSHAKE_NS 4000 /* of an offer and its answer, beside the work */
@@ -40,7 +39,8 @@ int cu_share_lay_out(cu_dev *d, ks_err *err)
 {
     cu_experts *x = &d->ex;
     struct cu_share *s = &x->share;
-    size_t in = 0, out = 0, k = 0, rows = cu_min(d->bind.max_rows, cu_max(d->share_rows - 1, IN_PLACE_ROWS));
+    size_t in = 0, out = 0, k = 0,
+           rows = cu_min(d->bind.max_rows, cu_max(d->share_rows - 1, (uint32_t)d->opts->in_place));
     if (!x->n_banks) return 0;
     for (uint32_t i = 0; i < x->n_banks; i++) {
         const ks_op *op = cu_op(d->g, x->banks[i].op);
@@ -115,9 +115,11 @@ int cu_share_fill(cu_dev *d, ks_err *err)
     for (uint32_t i = 0; i < x->n_banks; i++) {
         struct dev_bank *b = &x->banks[i];
         void *p = NULL;
-        if (!b->one_copy || !b->pinned) continue;
-        int rc = cu_check(d, cudaHostGetDevicePointer(&p, (void *)(uintptr_t)b->gate_up, 0), "experts in place", err);
-        if (rc) return rc;
+        if (!b->one_copy || !b->pinned || !d->opts->in_place) continue;
+        if (cudaHostGetDevicePointer(&p, (void *)(uintptr_t)b->gate_up, 0) != cudaSuccess) {
+            (void)cudaGetLastError(); /* copies do as well */
+            continue;
+        }
         b->in_place = p;
         one = b;
     }
@@ -178,12 +180,17 @@ static bool host_computes(const cu_dev *d)
     return d->ex.share.x && d->step_rows < d->share_rows;
 }
 
+bool cu_shares_with_host(const cu_dev *d)
+{
+    return cu_shares(d) && host_computes(d);
+}
+
 /* One answer for all banks: what is launched does not depend on what is resident. */
 bool cu_shares(const cu_dev *d)
 {
     const cu_experts *x = &d->ex;
     if (!x->n_ring || !x->n_banks || d->step_rows > d->piece_rows) return false;
-    bool host = host_computes(d), in_place = d->step_rows <= IN_PLACE_ROWS;
+    bool host = host_computes(d), in_place = d->step_rows <= d->opts->in_place;
     for (uint32_t i = 0; i < x->n_banks; i++) {
         in_place = in_place && x->banks[i].in_place;
         if ((uint64_t)d->step_rows * cu_op(d->g, x->banks[i].op)->u.mlp.k > x->cap_pairs) return false;
@@ -273,11 +280,6 @@ static int wait_offers(cu_dev *d, uint32_t left, ks_err *err)
     return rc;
 }
 
-void cu_share_poll(cu_dev *d)
-{
-    if (d->ex.share.offered != d->ex.share.answered) (void)answer_new(d);
-}
-
 int cu_share_drain(cu_dev *d, ks_err *err)
 {
     return wait_offers(d, 0, err);
@@ -291,19 +293,23 @@ void cu_share_over(cu_dev *d)
 /* Also after a failure: the device must not be left waiting. */
 int cu_share_finish(cu_dev *d, ks_err *err)
 {
-    struct cu_share *s = &d->ex.share;
-    if (!s->mail || d->dead) return 0;
+    const struct cu_share *s = &d->ex.share;
     int rc = wait_offers(d, 0, err);
-    if (rc) return rc;
-    if (__atomic_load_n(&s->mail->late, __ATOMIC_ACQUIRE))
+    if (!rc && s->mail && __atomic_load_n(&s->mail->late, __ATOMIC_ACQUIRE))
         rc = cu_check(d, cudaErrorLaunchTimeout, "waiting for the host's experts", err);
-    cu_tally t = s->mail->tally; /* of the last offer, which was seen */
+    return rc;
+}
+
+void cu_share_count(cu_dev *d)
+{
+    struct cu_share *s = &d->ex.share;
+    if (!s->mail) return;
+    cu_tally t = s->mail->tally;
     atomic_fetch_add_explicit(&d->hot, t.hot - s->seen.hot, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->cold, t.cold - s->seen.cold, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->linked_bytes, t.linked_bytes - s->seen.linked_bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->bytes_in, t.linked_bytes - s->seen.linked_bytes, memory_order_relaxed);
     s->seen = t;
-    return rc;
 }
 
 /* ---- the device's part */
@@ -361,11 +367,12 @@ int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
     cu_experts *x = &d->ex;
     struct cu_share *s = &x->share;
     const struct dev_bank *b = &x->banks[bank];
-    uint32_t n = d->step_rows * op->u.mlp.k;
-    int rc = wait_offers(d, AHEAD - 1, err);
+    uint32_t n = d->step_rows * op->u.mlp.k, ahead = (uint32_t)d->opts->ahead;
+    bool host = host_computes(d);
+    int rc = ahead ? wait_offers(d, ahead - 1, err) : 0;
     if (rc) return rc;
     cu_offer o = offer_of(d, op, b);
-    s->ops[++s->offered % s->n_ops] = b->op;
+    if (host) s->ops[++s->offered % s->n_ops] = b->op;
     cu_launch_offer(&o, d->compute);
     if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
     struct cu_job j = { .op = op,
@@ -376,8 +383,9 @@ int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
                         .n_rows = d->step_rows,
                         .n_pairs = n };
     cu_products(d, &j);
-    if (d->opts->lockstep) rc = wait_offers(d, 0, err);
-    if (!rc) take(d, op);
-    cu_share_poll(d);
-    return rc;
+    if (!ahead) rc = wait_offers(d, 0, err);
+    if (rc) return rc;
+    take(d, op);
+    if (s->offered != s->answered) (void)answer_new(d); /* there may be one by now */
+    return 0;
 }

@@ -69,7 +69,7 @@ static void run(uint64_t seed, bool changing, const int32_t *ids, float *logits)
     ks_err err;
     fixture f;
     uint64_t x = seed;
-    options = (cu_options) { .resident = SLOTS, .ring = 2 };
+    options = (cu_options) { .resident = SLOTS, .ring = 2, .in_place = seed % 3 ? 8 : 0 };
     must(fx_open(&f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, &err), &err);
     emu_seed(seed);
     for (uint32_t i = 0, pos = 0; i < STEPS; i++) {
@@ -157,7 +157,7 @@ static uint64_t run_shared(uint64_t seed, double link, double cpu, const int32_t
     ks_err err;
     fixture f;
     ks_device_stats a = { .size = sizeof a }, b = { .size = sizeof b };
-    options = (cu_options) { .resident = SLOTS, .ring = 3 };
+    options = (cu_options) { .resident = SLOTS, .ring = 3, .in_place = 8, .ahead = seed % 2 ? 8 : 0 };
     must(fx_open(&f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, &err), &err);
     const ks_place one = { 0, 1, 1, 0 };
     must(f.iface->place(f.dev, &one, 1, &err), &err);
@@ -228,7 +228,7 @@ static int one_row(fixture *f, ks_err *err)
 
 static int open_shared(fixture *f, ks_err *err)
 {
-    options = (cu_options) { .resident = 1, .ring = 2 };
+    options = (cu_options) { .resident = 1, .ring = 2, .ahead = 8 };
     places = KS_PLACES_HOST;
     fx_use_device(choose_shared);
     emu.calls = 0;
