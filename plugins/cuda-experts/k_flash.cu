@@ -1,330 +1,526 @@
-/* ATTN over BF16 and E4M3 caches on the tensor cores.
+/* ATTN over BF16 and E4M3 caches on the tensor cores: prompts, and decoding through spans.
  *
- * Keys and values are BF16 here without loss. Queries and weights are the sum of two BF16 numbers each, which keeps 17
- * bits: far more than the cache has, so products are exact to 2^-17 and summed in float. A warp has 16 queries, (row,
- * head) pairs of one kv head; keys come in blocks of 32 at absolute multiples; a block that a query does not see leaves
- * its bits alone; spans of 1024 positions are reduced apart and merged in ascending order. So, as in k_attn.cu, the
- * bits of a row depend neither on its neighbours nor on whether spans have blocks of their own. */
+ * Keys and values enter exactly: BF16 as they are, E4M3 as F16. Beside BF16, queries and weights are the sum of two
+ * numbers each, which keeps 17 bits; beside E4M3, which has 4, they are rounded once to F16 (queries after a power of
+ * two has brought them to 1 .. 2). Sums are float; docs/numerics.md has the
+ * bound. A warp has 16 or 32 queries, (row, head) pairs of one kv head. Keys come in blocks at absolute multiples; one
+ * that a query does not see leaves its bits alone; spans of 1024 positions are reduced apart and merged in ascending
+ * order. So, as in k_attn.cu, the bits of a row depend neither on its neighbours nor on whether spans have blocks of
+ * their own. What spans have given so far waits in the output itself. */
 #include "common.cuh"
 
-#define KEYS 32u
 #define SPAN 1024u
+#define LOG2E 1.44269504088896341f
 
-static __device__ __forceinline__ uint32_t pack(float a, float b)
-{
-    return (uint32_t)f32_to_bf16(a) | (uint32_t)f32_to_bf16(b) << 16;
-}
-
-static __device__ __forceinline__ float rest_of(float v)
-{
-    return v - bf16_to_f32(f32_to_bf16(v));
-}
-
-/* Two codes in the low bytes of each half become two BF16 numbers. */
-static __device__ __forceinline__ uint32_t e4m3_pair(uint32_t lo, uint32_t hi)
-{
-    return __float_as_uint(e4m3_to_f32(lo)) >> 16 | (__float_as_uint(e4m3_to_f32(hi)) & 0xffff0000u);
-}
-
-/* 16 bytes of the cache into shared memory, as BF16. */
-template <bool FP8> static __device__ __forceinline__ void put(uint16_t *to, uint4 v)
-{
-    if (!FP8) {
-        *(uint4 *)to = v;
-        return;
-    }
-    uint32_t in[4] = { v.x, v.y, v.z, v.w }, out[8];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        out[2 * i] = e4m3_pair(in[i] & 255u, in[i] >> 8 & 255u);
-        out[2 * i + 1] = e4m3_pair(in[i] >> 16 & 255u, in[i] >> 24);
-    }
-    ((uint4 *)to)[0] = make_uint4(out[0], out[1], out[2], out[3]);
-    ((uint4 *)to)[1] = make_uint4(out[4], out[5], out[6], out[7]);
-}
-
-template <uint32_t D, uint32_t WARPS, bool FP8> struct shape {
-    static constexpr uint32_t THREADS = WARPS * 32, QUERIES = WARPS * 16, ROW = D + 8, ELEM = FP8 ? 1 : 2;
-    static constexpr uint32_t CHUNK = 16 / ELEM, CHUNKS = D / CHUNK; /* elements of 16 bytes; of a row of the cache */
-    static constexpr uint32_t PER = KEYS * CHUNKS / THREADS;         /* chunks of a thread, in K and in V */
-    static constexpr size_t BYTES = (size_t)(2 * QUERIES + 2 * KEYS) * ROW * 2 + (size_t)QUERIES * D * 4;
+/* MT: tiles of 16 queries of a warp; two read each key and value from shared memory half as often. */
+template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_> struct shape {
+    static constexpr uint32_t DK = DK_, DV = DV_, WARPS = 4, THREADS = WARPS * 32;
+    static constexpr uint32_t MT = MT_, QUERIES = WARPS * MT * 16, KEYS = DK > 128 ? 32 : 64;
+    static constexpr uint32_t K_ROW = DK + 8, V_ROW = DV + 8; /* no two rows of an ldmatrix share a bank */
+    static constexpr bool FP8 = FP8_;
+    static constexpr uint32_t PARTS = FP8 ? 1 : 2, Q_SIZE = QUERIES * K_ROW; /* numbers that a query or weight is */
+    static constexpr uint32_t ELEM = FP8 ? 1 : 2, CHUNK = 16 / ELEM;         /* elements of 16 bytes of the cache */
+    static constexpr size_t RAW = FP8 ? (size_t)KEYS * (DK + DV) : 0;
+    static constexpr size_t BYTES =
+        ((size_t)PARTS * Q_SIZE + (size_t)KEYS * (K_ROW + V_ROW)) * 2 + RAW + (FP8 ? QUERIES * 4 : 0);
 };
 
-struct span_keys {
+/* What a thread holds of its warp's queries: rows g and g + 8 of each tile. m counts in powers of two. */
+template <class S> struct state {
+    float m[S::MT][2], l[S::MT][2], o[S::MT][S::DV / 8][4];
+
+    __device__ __forceinline__ void clear()
+    {
+#pragma unroll
+        for (uint32_t t = 0; t < S::MT; t++) {
+            m[t][0] = m[t][1] = -INFINITY;
+            l[t][0] = l[t][1] = 0;
+#pragma unroll
+            for (uint32_t n = 0; n < S::DV / 8; n++)
+                for (uint32_t i = 0; i < 4; i++) o[t][n][i] = 0;
+        }
+    }
+};
+
+/* The factors by which a total and a span that comes after it enter their sum; *m becomes the sum's. A side without a
+ * key has -INFINITY. */
+struct factors {
+    float a, b;
+};
+
+static __device__ __forceinline__ factors merge_max(float *m, float later)
+{
+    float top = fmaxf(*m, later);
+    factors f = { *m == -INFINITY ? 0.0f : ex2(*m - top), later == -INFINITY ? 0.0f : ex2(later - top) };
+    *m = top;
+    return f;
+}
+
+static __device__ __forceinline__ float merged(float a, float b, factors f)
+{
+    return __fadd_rn(__fmul_rn(a, f.a), __fmul_rn(b, f.b));
+}
+
+/* What the sum of weights is divided by, with the sink; *ret_scale: what the output is multiplied by before. */
+static __device__ __forceinline__ float with_sink(const cu_attn &a, uint32_t head, float m, float l, float *ret_scale)
+{
+    *ret_scale = 1;
+    if (!a.sinks) return l;
+    float sink = a.sinks[head] * LOG2E, top = fmaxf(m, sink);
+    *ret_scale = ex2(m - top);
+    return l * *ret_scale + ex2(sink - top);
+}
+
+static __device__ __forceinline__ float quotient(float v, float scale, float sum)
+{
+    return sum > 0 || sum != sum ? __fdiv_rn(v * scale, sum) : 0.0f; /* 0: a row that sees no key */
+}
+
+template <bool FP8>
+static __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    if (FP8)
+        mma_f16(c, a, b0, b1);
+    else
+        mma_bf16(c, a, b0, b1);
+}
+
+template <bool FP8> static __device__ __forceinline__ uint32_t pack(float lo, float hi)
+{
+    return FP8 ? pack_f16(lo, hi) : pack_bf16(lo, hi);
+}
+
+/* What BF16 has left of two numbers. */
+static __device__ __forceinline__ uint32_t pack_rest(float lo, float hi, uint32_t packed)
+{
+    return pack_bf16(lo - bf16_to_f32(packed & 0xffffu), hi - bf16_to_f32(packed >> 16));
+}
+
+struct range {
     uint32_t begin, end;
 };
 
-/* What a thread holds of its warp's 16 queries: rows g and g + 8. */
-template <uint32_t D> struct state {
-    float m[2], l[2], o[D / 8][4];
-};
-
-template <uint32_t D, uint32_t WARPS, bool FP8> struct flash {
-    using S = shape<D, WARPS, FP8>;
+template <class S> struct flash {
     const cu_attn &a;
-    const cu_seq &s;
-    uint32_t kvh;
-    uint16_t *qh, *ql, *ks, *vs;
-    uint32_t pos[2], lo[2]; /* of rows g and g + 8 */
-    bool real[2], works;    /* works: the warp has a query at all */
-    uint32_t warp_last;     /* the last position that any of its queries sees */
+    const uint32_t *pages;
+    uint32_t kvh, page_shift; /* of a power of two, else 32 */
+    range r;                  /* positions that any query of the block sees */
+    uint16_t *qs, *ks, *vs;
+    uint8_t *raw_k, *raw_v;
+    float *factor; /* (QUERIES) of a score, in powers of two; E4M3 alone */
 
-    __device__ void fetch(uint4 k[S::PER], uint4 v[S::PER], uint32_t j0, span_keys r) const
+    /* Keys or values of the block at j0 set out for shared memory; each thread has chunks of its own. */
+    template <uint32_t D, uint32_t ROW>
+    __device__ __forceinline__ void send(const cu_cache &c, uint16_t *tile, uint8_t *raw, uint32_t j0) const
     {
-        const uint32_t *pages = a.pages + s.page_at;
+        constexpr uint32_t CHUNKS = D / S::CHUNK;
 #pragma unroll
-        for (uint32_t i = 0; i < S::PER; i++) {
-            uint32_t at = threadIdx.x + i * S::THREADS, j = j0 + at / S::CHUNKS, c = at % S::CHUNKS * S::CHUNK;
-            k[i] = v[i] = make_uint4(0, 0, 0, 0);
-            if (j < r.begin || j >= r.end) continue;
-            size_t page = pages[j / a.k.page_tok], in = j % a.k.page_tok;
-            k[i] = *(const uint4 *)(a.k.p + page * a.k.page_bytes + (in * a.k.stride + (size_t)kvh * D + c) * S::ELEM);
-            v[i] = *(const uint4 *)(a.v.p + page * a.v.page_bytes + (in * a.v.stride + (size_t)kvh * D + c) * S::ELEM);
+        for (uint32_t i = 0; i < S::KEYS * CHUNKS / S::THREADS; i++) {
+            uint32_t at = threadIdx.x + i * S::THREADS, key = at / CHUNKS, col = at % CHUNKS * S::CHUNK, j = j0 + key;
+            bool there = j >= r.begin && j < r.end;
+            uint32_t known = there ? j : r.begin;
+            uint32_t nth = page_shift < 32 ? known >> page_shift : known / c.page_tok;
+            const uint8_t *page = c.p + (size_t)pages[nth] * c.page_bytes;
+            const uint8_t *from = page + ((size_t)(known - nth * c.page_tok) * c.stride + kvh * D + col) * S::ELEM;
+            void *to = S::FP8 ? (void *)(raw + key * D + col) : (void *)(tile + key * ROW + col);
+            cp_async_16(to, from, there ? 16 : 0);
         }
     }
 
-    __device__ void keep(const uint4 k[S::PER], const uint4 v[S::PER])
+    __device__ __forceinline__ void send_k(uint32_t j0) const
+    {
+        if (j0 < r.end) send<S::DK, S::K_ROW>(a.k, ks, raw_k, j0);
+        cp_async_commit();
+    }
+
+    __device__ __forceinline__ void send_v(uint32_t j0) const
+    {
+        if (j0 < r.end) send<S::DV, S::V_ROW>(a.v, vs, raw_v, j0);
+        cp_async_commit();
+    }
+
+    /* This thread's own chunks, from E4M3. */
+    template <uint32_t D, uint32_t ROW>
+    static __device__ __forceinline__ void convert(uint16_t *tile, const uint8_t *raw)
     {
 #pragma unroll
-        for (uint32_t i = 0; i < S::PER; i++) {
-            uint32_t at = threadIdx.x + i * S::THREADS, to = at / S::CHUNKS * S::ROW + at % S::CHUNKS * S::CHUNK;
-            put<FP8>(ks + to, k[i]);
-            put<FP8>(vs + to, v[i]);
+        for (uint32_t i = 0; i < S::KEYS * D / 16 / S::THREADS; i++) {
+            uint32_t at = threadIdx.x + i * S::THREADS, key = at / (D / 16), col = at % (D / 16) * 16;
+            uint4 v = *(const uint4 *)(raw + key * D + col);
+            uint4 *to = (uint4 *)(tile + key * ROW + col);
+            to[0] =
+                make_uint4(e4m3x2_to_f16(v.x), e4m3x2_to_f16(v.x >> 16), e4m3x2_to_f16(v.y), e4m3x2_to_f16(v.y >> 16));
+            to[1] =
+                make_uint4(e4m3x2_to_f16(v.z), e4m3x2_to_f16(v.z >> 16), e4m3x2_to_f16(v.w), e4m3x2_to_f16(v.w >> 16));
         }
     }
 
-    /* Scores of 16 queries and 32 keys. */
-    __device__ void scores(float c[4][4]) const
+    /* Two barriers a block of keys: after the first nobody reads the values before it any more, after the second nobody
+     * reads its keys. BF16 goes straight into the tile that is free then; E4M3 waits beside it and is converted. */
+    __device__ __forceinline__ void first(uint32_t j0) const
     {
-        uint32_t lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * 16;
+        send_k(j0);
+        if (S::FP8) send_v(j0);
+    }
+
+    __device__ __forceinline__ void take_k(uint32_t j0) const
+    {
+        if (S::FP8) {
+            cp_async_wait<1>();
+            convert<S::DK, S::K_ROW>(ks, raw_k);
+            send_k(j0 + S::KEYS);
+            __syncthreads();
+        } else {
+            cp_async_wait<0>();
+            __syncthreads();
+            send_v(j0);
+        }
+    }
+
+    __device__ __forceinline__ void take_v(uint32_t j0) const
+    {
+        if (S::FP8) {
+            cp_async_wait<1>();
+            convert<S::DV, S::V_ROW>(vs, raw_v);
+            send_v(j0 + S::KEYS);
+            __syncthreads();
+        } else {
+            cp_async_wait<0>();
+            __syncthreads();
+            send_k(j0 + S::KEYS);
+        }
+    }
+
+    __device__ __forceinline__ void scores(float c[S::MT][S::KEYS / 8][4]) const
+    {
+        uint32_t lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * S::MT * 16;
+        const uint16_t *q = qs + (q0 + lane % 16) * S::K_ROW + lane / 16 * 8;
+        const uint16_t *y = ks + (lane / 16 * 8 + lane % 8) * S::K_ROW + lane / 8 % 2 * 8;
 #pragma unroll
-        for (uint32_t k = 0; k < D; k += 16) {
-            uint32_t ah[4], al[4], b[4];
-            size_t at = (size_t)(q0 + lane % 16) * S::ROW + k + lane / 16 * 8;
-            ldmatrix_x4(ah, qh + at);
-            ldmatrix_x4(al, ql + at);
+        for (uint32_t k = 0; k < S::DK; k += 16) {
+            uint32_t x[S::MT][4], rest[S::MT][4], b[4];
 #pragma unroll
-            for (uint32_t n = 0; n < 2; n++) { /* two tiles of 8 keys each */
-                ldmatrix_x4(b, ks + (size_t)(n * 16 + lane / 16 * 8 + lane % 8) * S::ROW + k + lane / 8 % 2 * 8);
-                mma_bf16(c[2 * n], ah, b[0], b[1]);
-                mma_bf16(c[2 * n + 1], ah, b[2], b[3]);
-                mma_bf16(c[2 * n], al, b[0], b[1]);
-                mma_bf16(c[2 * n + 1], al, b[2], b[3]);
+            for (uint32_t t = 0; t < S::MT; t++) {
+                ldmatrix_x4(x[t], q + t * 16 * S::K_ROW + k);
+                if (S::PARTS == 2) ldmatrix_x4(rest[t], q + S::Q_SIZE + t * 16 * S::K_ROW + k);
+            }
+#pragma unroll
+            for (uint32_t n = 0; n < S::KEYS / 16; n++) { /* two tiles of 8 keys each */
+                ldmatrix_x4(b, y + n * 16 * S::K_ROW + k);
+#pragma unroll
+                for (uint32_t t = 0; t < S::MT; t++) {
+                    mma<S::FP8>(c[t][2 * n], x[t], b[0], b[1]);
+                    mma<S::FP8>(c[t][2 * n + 1], x[t], b[2], b[3]);
+                    if (S::PARTS == 2) mma<S::FP8>(c[t][2 * n], rest[t], b[0], b[1]);
+                    if (S::PARTS == 2) mma<S::FP8>(c[t][2 * n + 1], rest[t], b[2], b[3]);
+                }
             }
         }
     }
 
-    /* Scores become weights; the state is rescaled. */
-    __device__ void weigh(float c[4][4], uint32_t j0, span_keys r, state<D> &st) const
+    /* Scores become weights; the state is rescaled. masked: some pair of them does not see each other. */
+    __device__ __forceinline__ void weigh(float c[S::MT][S::KEYS / 8][4], uint32_t j0, bool masked,
+                                          const uint32_t pos[S::MT][2], const uint32_t lo[S::MT][2],
+                                          const float mul[S::MT][2], state<S> &st) const
     {
-        uint32_t t = threadIdx.x % 4;
+        uint32_t j = j0 + threadIdx.x % 4 * 2;
 #pragma unroll
-        for (uint32_t h = 0; h < 2; h++) {
-            float top = -INFINITY, sum = 0;
-            bool seen[8];
+        for (uint32_t t = 0; t < S::MT; t++)
 #pragma unroll
-            for (uint32_t i = 0; i < 8; i++) {
-                float &v = c[i / 2][2 * h + i % 2];
-                uint32_t j = j0 + i / 2 * 8 + 2 * t + i % 2;
-                seen[i] = real[h] && j >= r.begin && j < r.end && j <= pos[h] && j >= lo[h];
-                v *= a.scale;
-                if (a.softcap != 0) v = a.softcap * tanhf(__fdiv_rn(v, a.softcap));
-                if (seen[i]) top = fmaxf(top, v);
+            for (uint32_t h = 0; h < 2; h++) {
+                float by = mul[t][h], top = -INFINITY, sum = 0;
+                if (a.softcap != 0) {
+                    float in = __fdiv_rn(by, a.softcap * LOG2E);
+                    by = a.softcap * LOG2E;
+#pragma unroll
+                    for (uint32_t i = 0; i < S::KEYS / 4; i++) {
+                        float &v = c[t][i / 2][2 * h + i % 2];
+                        v = tanhf(v * in);
+                    }
+                }
+                if (masked) {
+#pragma unroll
+                    for (uint32_t i = 0; i < S::KEYS / 4; i++) {
+                        uint32_t at = j + i / 2 * 8 + i % 2;
+                        if (at > pos[t][h] || at < lo[t][h]) c[t][i / 2][2 * h + i % 2] = -INFINITY;
+                    }
+                }
+#pragma unroll
+                for (uint32_t i = 0; i < S::KEYS / 4; i++) top = fmaxf(top, c[t][i / 2][2 * h + i % 2]);
+                top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+                top = fmaxf(top * by, st.m[t][h]);
+                float f = st.m[t][h] == top ? 1.0f : ex2(st.m[t][h] - top);
+                st.m[t][h] = top;
+                float less = top == -INFINITY ? 0.0f : -top;
+#pragma unroll
+                for (uint32_t i = 0; i < S::KEYS / 4; i++) {
+                    float &v = c[t][i / 2][2 * h + i % 2];
+                    v = ex2(__fmaf_rn(v, by, less));
+                    sum = __fadd_rn(sum, v);
+                }
+                sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
+                sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
+                st.l[t][h] = __fadd_rn(__fmul_rn(st.l[t][h], f), sum);
+#pragma unroll
+                for (uint32_t n = 0; n < S::DV / 8; n++) {
+                    st.o[t][n][2 * h] *= f;
+                    st.o[t][n][2 * h + 1] *= f;
+                }
             }
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-            top = fmaxf(fmaxf(top, __shfl_xor_sync(~0u, top, 2)), st.m[h]);
-            float f = st.m[h] == top ? 1.0f : expf(st.m[h] - top);
-#pragma unroll
-            for (uint32_t i = 0; i < 8; i++) {
-                float &v = c[i / 2][2 * h + i % 2];
-                v = seen[i] ? expf(v - top) : 0.0f;
-                sum = __fadd_rn(sum, v);
-            }
-            sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
-            sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
-            st.m[h] = top;
-            st.l[h] = __fadd_rn(__fmul_rn(st.l[h], f), sum);
-#pragma unroll
-            for (uint32_t n = 0; n < D / 8; n++) {
-                st.o[n][2 * h] *= f;
-                st.o[n][2 * h + 1] *= f;
-            }
-        }
     }
 
-    __device__ void add_values(const float c[4][4], state<D> &st) const
+    __device__ __forceinline__ void add_values(const float c[S::MT][S::KEYS / 8][4], state<S> &st) const
     {
         uint32_t lane = threadIdx.x % 32;
+        const uint16_t *v = vs + lane % 16 * S::V_ROW + lane / 16 * 8;
 #pragma unroll
-        for (uint32_t i = 0; i < 2; i++) { /* 16 keys each */
-            const float *x = c[2 * i], *y = c[2 * i + 1];
-            uint32_t ah[4] = { pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3]) };
-            uint32_t al[4] = { pack(rest_of(x[0]), rest_of(x[1])), pack(rest_of(x[2]), rest_of(x[3])),
-                               pack(rest_of(y[0]), rest_of(y[1])), pack(rest_of(y[2]), rest_of(y[3])) };
+        for (uint32_t i = 0; i < S::KEYS / 16; i++) {
+            uint32_t p[S::MT][4], rest[S::MT][4];
 #pragma unroll
-            for (uint32_t n = 0; n < D / 8; n += 2) {
-                uint32_t b[4];
-                ldmatrix_x4_trans(b, vs + (size_t)(i * 16 + lane % 16) * S::ROW + n * 8 + lane / 16 * 8);
-                mma_bf16(st.o[n], ah, b[0], b[1]);
-                mma_bf16(st.o[n + 1], ah, b[2], b[3]);
-                mma_bf16(st.o[n], al, b[0], b[1]);
-                mma_bf16(st.o[n + 1], al, b[2], b[3]);
+            for (uint32_t t = 0; t < S::MT; t++) {
+                const float *x = c[t][2 * i], *y = c[t][2 * i + 1];
+                p[t][0] = pack<S::FP8>(x[0], x[1]);
+                p[t][1] = pack<S::FP8>(x[2], x[3]);
+                p[t][2] = pack<S::FP8>(y[0], y[1]);
+                p[t][3] = pack<S::FP8>(y[2], y[3]);
+                if (S::PARTS == 1) continue;
+                rest[t][0] = pack_rest(x[0], x[1], p[t][0]);
+                rest[t][1] = pack_rest(x[2], x[3], p[t][1]);
+                rest[t][2] = pack_rest(y[0], y[1], p[t][2]);
+                rest[t][3] = pack_rest(y[2], y[3], p[t][3]);
             }
-        }
-    }
-
-    __device__ void attend(span_keys r, state<D> &st)
-    {
-        uint4 k[S::PER], v[S::PER];
-        fetch(k, v, r.begin / KEYS * KEYS, r);
-        for (uint32_t j0 = r.begin / KEYS * KEYS; j0 < r.end; j0 += KEYS) {
-            __syncthreads(); /* nobody reads the last block any more */
-            keep(k, v);
-            __syncthreads();
-            if (j0 + KEYS < r.end) fetch(k, v, j0 + KEYS, r);
-            if (!works || j0 > warp_last) continue;
-            float c[4][4] = {};
-            scores(c);
-            weigh(c, j0, r, st);
-            add_values(c, st);
+#pragma unroll
+            for (uint32_t n = 0; n < S::DV / 8; n += 2) {
+                uint32_t b[4];
+                ldmatrix_x4_trans(b, v + i * 16 * S::V_ROW + n * 8);
+#pragma unroll
+                for (uint32_t t = 0; t < S::MT; t++) {
+                    mma<S::FP8>(st.o[t][n], p[t], b[0], b[1]);
+                    mma<S::FP8>(st.o[t][n + 1], p[t], b[2], b[3]);
+                    if (S::PARTS == 2) mma<S::FP8>(st.o[t][n], rest[t], b[0], b[1]);
+                    if (S::PARTS == 2) mma<S::FP8>(st.o[t][n + 1], rest[t], b[2], b[3]);
+                }
+            }
         }
     }
 };
 
-template <uint32_t D> static __device__ void clear(state<D> &st)
+/* The queries of a warp, rounded, into shared memory; eight at a time, so that their bytes travel together. */
+template <class S>
+static __device__ __forceinline__ void load_queries(const cu_attn &a, const cu_tile &tile, uint32_t kvh, uint32_t group,
+                                                    uint16_t *qs, float *factor)
 {
-    for (uint32_t h = 0; h < 2; h++) {
-        st.m[h] = -INFINITY;
-        st.l[h] = 0;
-    }
+    uint32_t lane = threadIdx.x % 32, n_real = tile.n_rows * group;
+    for (uint32_t q0 = threadIdx.x / 32 * S::MT * 16, end = q0 + S::MT * 16; q0 < end; q0 += 8) {
+        float v[8][S::DK / 32];
 #pragma unroll
-    for (uint32_t n = 0; n < D / 8; n++)
-        for (uint32_t i = 0; i < 4; i++) st.o[n][i] = 0;
-}
-
-/* total (in shared memory, this thread's own numbers) takes in a span that comes later. */
-template <uint32_t D> static __device__ void merge(float m[2], float l[2], float *total, const state<D> &st)
-{
-    uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        for (uint32_t i = 0; i < 8; i++) {
+            uint32_t q = q0 + i;
+            const float *x = a.q.p + (tile.row + q / group) * a.q.stride + (kvh * group + q % group) * a.q_head;
 #pragma unroll
-    for (uint32_t h = 0; h < 2; h++) {
-        float top = fmaxf(m[h], st.m[h]);
-        if (top == -INFINITY) continue;
-        float fa = expf(m[h] - top), fb = expf(st.m[h] - top);
-        m[h] = top;
-        l[h] = l[h] * fa + st.l[h] * fb;
-        float *row = total + (size_t)(g + 8 * h) * D;
+            for (uint32_t n = 0; n < S::DK / 32; n++) v[i][n] = q < n_real ? x[n * 32 + lane] : 0.0f;
+        }
 #pragma unroll
-        for (uint32_t n = 0; n < D / 8; n++)
-            for (uint32_t i = 0; i < 2; i++) {
-                float *o = row + n * 8 + 2 * t + i;
-                *o = *o * fa + st.o[n][2 * h + i] * fb;
+        for (uint32_t i = 0; i < 8; i++) {
+            float most = 0, by = 1, back = 1;
+            if (S::FP8) {
+#pragma unroll
+                for (uint32_t n = 0; n < S::DK / 32; n++) most = fmaxf(most, fabsf(v[i][n]));
+                uint32_t e = __float_as_uint(warp_max(most)) >> 23;
+                if (e > 0 && e < 254) { /* 2^(127 - e) and its inverse */
+                    by = __uint_as_float((254 - e) << 23);
+                    back = __uint_as_float(e << 23);
+                }
             }
+#pragma unroll
+            for (uint32_t n = 0; n < S::DK / 32; n++) {
+                uint32_t at = (q0 + i) * S::K_ROW + n * 32 + lane, code = pack<S::FP8>(v[i][n] * by, 0.0f);
+                qs[at] = (uint16_t)code;
+                if (S::PARTS == 2) qs[S::Q_SIZE + at] = (uint16_t)pack_rest(v[i][n], 0.0f, code);
+            }
+            if (S::FP8 && lane == 0) factor[q0 + i] = a.scale * LOG2E * back;
+        }
     }
 }
 
-template <uint32_t D, uint32_t WARPS, bool FP8>
-static __global__ void __launch_bounds__(WARPS * 32) flash_kernel(cu_attn a)
+static __device__ __forceinline__ uint32_t first_seen(const cu_attn &a, uint32_t pos)
 {
-    using S = shape<D, WARPS, FP8>;
+    uint32_t lo = a.window && pos >= a.window ? pos - a.window + 1 : 0;
+    return a.chunk ? max(lo, pos - pos % a.chunk) : lo;
+}
+
+/* A span ends: it joins what came before it (m, l and the output), or becomes a part that merge_kernel will join. */
+template <class S>
+static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &tile, uint32_t kvh, uint32_t group,
+                                             uint32_t span, bool last, float m[S::MT][2], float l[S::MT][2],
+                                             const state<S> &st)
+{
+    uint32_t lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * S::MT * 16;
+#pragma unroll
+    for (uint32_t t = 0; t < S::MT; t++)
+#pragma unroll
+        for (uint32_t h = 0; h < 2; h++) {
+            uint32_t q = q0 + t * 16 + lane / 4 + 8 * h, row = tile.row + q / group, head = kvh * group + q % group;
+            if (q >= tile.n_rows * group) continue;
+            float *o = a.o.p + row * a.o.stride + head * a.o_head + lane % 4 * 2;
+            if (a.n_spans) {
+                o = a.part + (((size_t)row * a.n_heads + head) * a.n_spans + span) * (S::DV + 2);
+                o[0] = st.m[t][h]; /* four threads write the same */
+                o[1] = st.l[t][h];
+                o += 2 + lane % 4 * 2;
+#pragma unroll
+                for (uint32_t n = 0; n < S::DV / 8; n++)
+                    *(float2 *)(o + n * 8) = make_float2(st.o[t][n][2 * h], st.o[t][n][2 * h + 1]);
+                continue;
+            }
+            bool begun = m[t][h] != -INFINITY;
+            factors f = merge_max(&m[t][h], st.m[t][h]);
+            l[t][h] = merged(l[t][h], st.l[t][h], f);
+            float scale = 1, sum = 1;
+            if (last) sum = with_sink(a, head, m[t][h], l[t][h], &scale);
+#pragma unroll
+            for (uint32_t n = 0; n < S::DV / 8; n++)
+                for (uint32_t i = 0; i < 2; i++) {
+                    float v = merged(begun ? o[n * 8 + i] : 0.0f, st.o[t][n][2 * h + i], f);
+                    o[n * 8 + i] = last ? quotient(v, scale, sum) : v;
+                }
+        }
+}
+
+template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash_kernel(cu_attn a)
+{
     CU_DYNAMIC_SHARED(uint8_t, shared);
-    uint32_t group = a.n_heads / a.n_kv_heads, kvh = blockIdx.y, lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * 16;
-    cu_tile t = a.tiles[blockIdx.x];
-    cu_seq s = a.seqs[t.seq];
-    uint32_t n_real = t.n_rows * group;
-    uint16_t *qh = (uint16_t *)shared;
-    flash<D, WARPS, FP8> f = {
-        a, s, kvh, qh, qh + S::QUERIES * S::ROW, qh + 2 * S::QUERIES * S::ROW, qh + (2 * S::QUERIES + KEYS) * S::ROW
+    uint32_t group = a.n_heads / a.n_kv_heads, kvh = blockIdx.x % a.n_kv_heads, lane = threadIdx.x % 32;
+    uint32_t q0 = threadIdx.x / 32 * S::MT * 16;
+    cu_tile tile = a.tiles[a.n_tiles - 1 - blockIdx.x / a.n_kv_heads]; /* the last of a prompt see most: first */
+    cu_seq s = a.seqs[tile.seq];
+    uint32_t n_real = tile.n_rows * group, pos0 = s.pos + (tile.row - s.row);
+    range r = { first_seen(a, pos0), pos0 + tile.n_rows };
+    if (a.n_spans) r = { max(r.begin, blockIdx.y * SPAN), min(r.end, (blockIdx.y + 1) * SPAN) };
+    uint16_t *qs = (uint16_t *)shared, *ks = qs + S::PARTS * S::Q_SIZE, *vs = ks + S::KEYS * S::K_ROW;
+    uint8_t *raw = (uint8_t *)(vs + S::KEYS * S::V_ROW);
+    uint32_t shift = a.k.page_tok & (a.k.page_tok - 1) ? 32 : (uint32_t)__ffs((int)a.k.page_tok) - 1;
+    flash<S> f = {
+        a, a.pages + s.page_at, kvh, shift, r, qs, ks, vs, raw, raw + S::KEYS * S::DK, (float *)(void *)(raw + S::RAW)
     };
-    float *total = (float *)(f.vs + KEYS * S::ROW) + (size_t)q0 * D;
-    for (uint32_t i = threadIdx.x; i < S::QUERIES * D; i += S::THREADS) {
-        uint32_t q = i / D, c = i % D;
-        float v =
-            q < n_real ? a.q.p[(t.row + q / group) * a.q.stride + (kvh * group + q % group) * a.q_head + c] : 0.0f;
-        f.qh[q * S::ROW + c] = f32_to_bf16(v);
-        f.ql[q * S::ROW + c] = f32_to_bf16(rest_of(v));
-        ((float *)(f.vs + KEYS * S::ROW))[i] = 0;
-    }
-    __syncthreads(); /* total is cleared by others than its owners */
-    auto first_seen = [&](uint32_t pos) {
-        uint32_t lo = a.window && pos >= a.window ? pos - a.window + 1 : 0;
-        return a.chunk ? max(lo, pos - pos % a.chunk) : lo;
-    };
-    for (uint32_t h = 0; h < 2; h++) {
-        uint32_t q = q0 + lane / 4 + 8 * h;
-        f.real[h] = q < n_real;
-        f.pos[h] = s.pos + (t.row + (f.real[h] ? q / group : 0) - s.row);
-        f.lo[h] = first_seen(f.pos[h]);
-    }
-    f.works = q0 < n_real;
-    f.warp_last = s.pos + (t.row + (f.works ? min(q0 + 15, n_real - 1) / group : 0) - s.row);
-    uint32_t begin = first_seen(s.pos + (t.row - s.row)), end = s.pos + (t.row + t.n_rows - s.row);
-    uint32_t s0 = a.n_spans ? blockIdx.z : begin / SPAN, s1 = a.n_spans ? blockIdx.z : (end - 1) / SPAN;
-    float m[2] = { -INFINITY, -INFINITY }, l[2] = { 0, 0 };
-    for (uint32_t i = s0; i <= s1; i++) {
-        span_keys r = { max(begin, i * SPAN), min(end, (i + 1) * SPAN) };
-        if (r.begin >= r.end) continue; /* the same for all threads */
-        state<D> st;
-        clear<D>(st);
-        f.attend(r, st);
-        merge<D>(m, l, total, st);
-    }
-    for (uint32_t h = 0; h < 2; h++) {
-        if (!f.real[h]) continue;
-        uint32_t q = q0 + lane / 4 + 8 * h, row = t.row + q / group, head = kvh * group + q % group;
-        float *o = total + (size_t)(lane / 4 + 8 * h) * D;
-        if (a.n_spans) {
-            float *to = a.part + (((size_t)row * a.n_heads + head) * a.n_spans + blockIdx.z) * (D + 2);
-            to[0] = m[h]; /* four threads write the same */
-            to[1] = l[h];
-            for (uint32_t n = lane % 4 * 2; n < D; n += 8)
-                for (uint32_t i = 0; i < 2; i++) to[2 + n + i] = o[n + i];
-            continue;
+    float m[S::MT][2], l[S::MT][2], mul[S::MT][2];
+    state<S> st;
+    st.clear();
+    for (uint32_t t = 0; t < S::MT; t++)
+        for (uint32_t h = 0; h < 2; h++) {
+            m[t][h] = -INFINITY;
+            l[t][h] = 0;
         }
-        float scale = 1, sum = l[h];
-        if (a.sinks) {
-            float sink = a.sinks[head], top = fmaxf(m[h], sink);
-            scale = expf(m[h] - top);
-            sum = sum * scale + expf(sink - top);
-        }
-        for (uint32_t n = lane % 4 * 2; n < D; n += 8)
-            for (uint32_t i = 0; i < 2; i++)
-                a.o.p[row * a.o.stride + head * a.o_head + n + i] =
-                    sum > 0 || sum != sum ? __fdiv_rn(o[n + i] * scale, sum) : 0.0f;
+    if (r.begin >= r.end) { /* the same for all threads */
+        flush<S>(a, tile, kvh, group, blockIdx.y, true, m, l, st);
+        return;
     }
+    uint32_t j0 = r.begin / S::KEYS * S::KEYS;
+    f.first(j0);
+    load_queries<S>(a, tile, kvh, group, qs, f.factor);
+    __syncwarp(); /* a warp reads its own alone */
+    uint32_t pos[S::MT][2], lo[S::MT][2];
+    for (uint32_t t = 0; t < S::MT; t++)
+        for (uint32_t h = 0; h < 2; h++) {
+            uint32_t q = q0 + t * 16 + lane / 4 + 8 * h;
+            pos[t][h] = pos0 + min(q, n_real - 1) / group;
+            lo[t][h] = max(first_seen(a, pos[t][h]), r.begin);
+            mul[t][h] = S::FP8 ? f.factor[q] : a.scale * LOG2E;
+        }
+    bool works = q0 < n_real;
+    uint32_t warp_pos = pos0 + min(q0, n_real - 1) / group,
+             warp_last = pos0 + (min(q0 + S::MT * 16, n_real) - 1) / group;
+    uint32_t warp_lo = first_seen(a, warp_pos), all_lo = max(first_seen(a, warp_last), r.begin);
+    for (; j0 < r.end; j0 += S::KEYS) {
+        bool sees = works && j0 <= warp_last && j0 + S::KEYS > warp_lo;
+        float c[S::MT][S::KEYS / 8][4];
+        f.take_k(j0);
+        if (sees) {
+#pragma unroll
+            for (uint32_t t = 0; t < S::MT; t++)
+                for (uint32_t n = 0; n < S::KEYS / 8; n++)
+                    for (uint32_t i = 0; i < 4; i++) c[t][n][i] = 0;
+            f.scores(c);
+            f.weigh(c, j0, j0 + S::KEYS - 1 > warp_pos || j0 < all_lo, pos, lo, mul, st);
+        }
+        f.take_v(j0);
+        if (sees) f.add_values(c, st);
+        bool last = j0 + S::KEYS >= r.end;
+        if (!last && (j0 + S::KEYS) % SPAN != 0) continue;
+        flush<S>(a, tile, kvh, group, j0 / SPAN, last, m, l, st);
+        st.clear();
+    }
+    cp_async_wait<0>();
 }
 
-template <uint32_t D, uint32_t WARPS, bool FP8> static int launch(const cu_attn *a, cu_stream s)
+/* A warp has a query: its parts in ascending order. */
+template <uint32_t DV> static __global__ void __launch_bounds__(128) join_kernel(cu_attn a)
 {
-    size_t bytes = shape<D, WARPS, FP8>::BYTES;
-    cudaError_t rc =
-        cudaFuncSetAttribute(flash_kernel<D, WARPS, FP8>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    uint32_t at = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (at >= a.n_rows * a.n_heads) return;
+    const float *part = a.part + (size_t)at * a.n_spans * (DV + 2);
+    float m = -INFINITY, l = 0, o[DV / 32], scale;
+    for (uint32_t i = 0; i < DV / 32; i++) o[i] = 0;
+    for (uint32_t s = 0; s < a.n_spans; s++, part += DV + 2) {
+        factors f = merge_max(&m, part[0]);
+        l = merged(l, part[1], f);
+#pragma unroll
+        for (uint32_t i = 0; i < DV / 32; i++) o[i] = merged(o[i], part[2 + i * 32 + lane], f);
+    }
+    float sum = with_sink(a, at % a.n_heads, m, l, &scale);
+    float *to = a.o.p + at / a.n_heads * a.o.stride + at % a.n_heads * a.o_head + lane;
+#pragma unroll
+    for (uint32_t i = 0; i < DV / 32; i++) to[i * 32] = quotient(o[i], scale, sum);
+}
+
+template <class S> static int launch(const cu_attn *a, cu_stream s)
+{
+    cudaError_t rc = cudaFuncSetAttribute(flash_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES);
     if (rc != cudaSuccess) return (int)rc;
-    dim3 grid(a->n_tiles, a->n_kv_heads, a->n_spans ? a->n_spans : 1);
-    CU_LAUNCH((flash_kernel<D, WARPS, FP8>), grid, WARPS * 32, bytes, s)(*a);
+    dim3 grid(a->n_tiles * a->n_kv_heads, a->n_spans ? a->n_spans : 1);
+    CU_LAUNCH(flash_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
+    if (a->n_spans) CU_LAUNCH(join_kernel<S::DV>, (a->n_rows * a->n_heads + 3) / 4, 128, 0, s)(*a);
     return 0;
+}
+
+/* Where each block has one row, at most 16 queries, one tile a warp does: the same bits. */
+template <uint32_t D, bool FP8, uint32_t MT> static int launch_rows(const cu_attn *a, cu_stream s)
+{
+    return a->n_tiles == a->n_rows ? launch<shape<D, D, FP8, 1>>(a, s) : launch<shape<D, D, FP8, MT>>(a, s);
+}
+
+/* What the kernel is compiled for; two tiles a warp where registers and shared memory hold them. */
+static const struct flash_row {
+    uint32_t type, d, queries;
+    size_t bytes; /* of shared memory */
+    int (*launch)(const cu_attn *a, cu_stream s);
+} flash_rows[] = {
+#define ROW(TYPE, D, FP8, MT)                                                                        \
+    {                                                                                                \
+        TYPE, D, shape<D, D, FP8, MT>::QUERIES, shape<D, D, FP8, MT>::BYTES, launch_rows<D, FP8, MT> \
+    }
+    ROW(KS_T_F8E4M3, 64, true, 2), ROW(KS_T_F8E4M3, 128, true, 2), ROW(KS_T_F8E4M3, 256, true, 1),
+    ROW(KS_T_BF16, 64, false, 1),  ROW(KS_T_BF16, 128, false, 1),  ROW(KS_T_BF16, 256, false, 1),
+#undef ROW
+};
+
+static const flash_row *find_row(uint32_t type, uint32_t d_k, uint32_t d_v)
+{
+    for (const flash_row &r : flash_rows)
+        if (r.type == type && r.d == d_k && r.d == d_v) return &r;
+    return nullptr;
 }
 
 uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max)
 {
-    if (kv_type == KS_T_F32 || d_k != d_v || group > 16) return 0;
-    if (d_k == 64) return shape<64, 4, false>::BYTES <= shared_max ? 64 : 0;
-    if (d_k == 128) return shape<128, 4, false>::BYTES <= shared_max ? 64 : 0;
-    if (d_k == 256) return shape<256, 2, false>::BYTES <= shared_max ? 32 : 0;
-    return 0;
+    const flash_row *r = find_row(kv_type, d_k, d_v);
+    return group <= 16 && r && r->bytes <= shared_max ? r->queries : 0;
 }
 
 int cu_launch_flash(const cu_attn *a, cu_stream s)
 {
-    bool fp8 = a->k.type == KS_T_F8E4M3;
-    int rc;
+    const flash_row *r = find_row(a->k.type, a->d_k, a->d_v);
     if (!a->n_tiles) return 0;
-    if (a->d_k == 64)
-        rc = fp8 ? launch<64, 4, true>(a, s) : launch<64, 4, false>(a, s);
-    else if (a->d_k == 128)
-        rc = fp8 ? launch<128, 4, true>(a, s) : launch<128, 4, false>(a, s);
-    else
-        rc = fp8 ? launch<256, 2, true>(a, s) : launch<256, 2, false>(a, s);
-    if (!rc && a->n_spans) cu_launch_merge(a, s);
-    return rc;
+    return r ? r->launch(a, s) : (int)cudaErrorInvalidValue;
 }

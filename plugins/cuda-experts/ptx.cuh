@@ -30,6 +30,52 @@ static __device__ __forceinline__ void mma_bf16(float c[4], const uint32_t a[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Two floats rounded to nearest even, lo in the low half. */
+static __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
+{
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+
+static __device__ __forceinline__ uint32_t pack_f16(float lo, float hi)
+{
+    uint32_t r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+
+/* The two E4M3 codes in the low half become two F16 numbers, exactly. */
+static __device__ __forceinline__ uint32_t e4m3x2_to_f16(uint32_t codes)
+{
+    uint32_t r;
+#if __CUDA_ARCH__ >= 890
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"((unsigned short)codes));
+#else
+    uint32_t both = __byte_perm(codes, 0, 0x1404); /* each the high byte of its half */
+    r = (both & 0x7f007f00u) >> 1 | (both & 0x80008000u);
+    asm("mul.rn.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0x5c005c00u)); /* 2^8: the other bias */
+    if ((codes & 0x7fu) == 0x7fu) r |= 0x7fffu;
+    if ((codes & 0x7f00u) == 0x7f00u) r |= 0x7fff0000u;
+#endif
+    return r;
+}
+
+/* 2^x within 2 ulp; below 2^-126 it is 0. */
+static __device__ __forceinline__ float ex2(float x)
+{
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
 /* Four matrices of 8 x 8 numbers of two bytes from shared memory; each lane names one row of 16 bytes. */
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row)
 {
@@ -49,7 +95,8 @@ static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const vo
 static __device__ __forceinline__ void cp_async_16(void *to, const void *from, uint32_t bytes)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from), "r"(bytes));
+                 "l"(from), "r"(bytes)
+                 : "memory"); /* what it overwrites has been read */
 }
 
 static __device__ __forceinline__ void cp_async_4(void *to, const void *from)
@@ -65,7 +112,7 @@ static __device__ __forceinline__ void cp_async_commit(void)
 /* This thread's copies are there, but for those of the LEFT latest groups. */
 template <int LEFT> static __device__ __forceinline__ void cp_async_wait(void)
 {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT));
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
 /* ---- words of the host's memory that both sides see */

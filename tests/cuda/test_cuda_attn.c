@@ -78,7 +78,13 @@ static void make(world *w, const shape *s)
     float *host = malloc(q * sizeof *host), sinks[64];
     assert_non_null(host);
     w->s = *s;
-    for (size_t i = 0; i < q; i++) host[i] = uniform() * 2;
+    for (size_t i = 0; i < q; i++) { /* numbers of BF16: what rounding of queries costs is not what is asked here */
+        uint32_t u;
+        host[i] = uniform() * 2;
+        memcpy(&u, &host[i], 4);
+        u &= 0xffff0000u;
+        memcpy(&host[i], &u, 4);
+    }
     for (uint32_t i = 0; i < 64; i++) sinks[i] = uniform();
     for (uint32_t i = 0; i < n_pages; i++) w->pages[i] = i * 5 % n_pages; /* 144: 5 is prime to it */
     w->a = (cu_attn) { .n_heads = heads,
@@ -147,8 +153,9 @@ static void one_shape(const shape *s)
         if (!(e <= worst)) worst = e;
     }
     print_message("  %s d %u group %u pos %u: off by %.2e\n", ks_type_name(s->type), s->d, s->group, s->pos, worst);
-    /* Values up to 2, scores of d products of up to 4 each, rounded at 2^-17. */
-    if (!(worst < 2e-4)) fail_msg("off by %g", worst);
+    /* Values up to 2; beside E4M3 a weight is off by half of a last bit of F16; the rest is 2^-17 and float. */
+    double bound = (s->type == KS_T_BF16 ? 0 : 2 * 0x1p-11) + 2e-4;
+    if (!(worst < bound)) fail_msg("off by %g, %g is allowed", worst, bound);
     run(&w, true, 0, s->n_rows, rows, true, other);
     assert_memory_equal(one, other, n * sizeof *one); /* spans side by side */
     run(&w, true, 0, s->n_rows, 1, false, other);
@@ -186,6 +193,8 @@ static void shapes_that_it_does_not_fit_are_told(void **st)
     assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 96, 96, 227 * 1024), 0);
     assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 128, 128, 48 * 1024), 0);
     assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 128, 128, 99 * 1024), 64);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 256, 256, 99 * 1024), 64);
+    assert_int_equal(cu_flash_queries(KS_T_F8E4M3, 8, 128, 128, 99 * 1024), 128);
 }
 
 static int set_up(void **st)

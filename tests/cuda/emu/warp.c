@@ -2,6 +2,7 @@
  * ("Matrix multiply-accumulate operation using mma instruction"): lane (g, t) = (lane / 4, lane % 4). */
 #include "impl.h"
 
+#include <math.h>
 #include <string.h>
 
 #define LANES 32u
@@ -11,6 +12,7 @@ void emu_do_shuffle(void *const *lanes, uint32_t mask);
 void emu_do_vote(void *const *lanes, uint32_t mask);
 void emu_do_mma_s8(void *const *lanes, uint32_t mask);
 void emu_do_mma_bf16(void *const *lanes, uint32_t mask);
+void emu_do_mma_f16(void *const *lanes, uint32_t mask);
 void emu_do_ldmatrix(void *const *lanes, uint32_t mask);
 void emu_do_ldmatrix_trans(void *const *lanes, uint32_t mask);
 
@@ -83,8 +85,15 @@ static float bf16(uint16_t h)
     return f;
 }
 
+static float f16(uint16_t h)
+{
+    uint32_t e = h >> 10 & 31u, m = h & 1023u;
+    float f = e == 31 ? (m ? NAN : INFINITY) : e ? ldexpf((float)(1024 + m), (int)e - 25) : ldexpf((float)m, -24);
+    return h & 0x8000u ? -f : f;
+}
+
 /* Of m16n8k16. The hardware's own order of the sum is not published; here it is exact but for the last rounding. */
-void emu_do_mma_bf16(void *const *lanes, uint32_t mask)
+static void mma_16(void *const *lanes, uint32_t mask, float (*number)(uint16_t))
 {
     float a[16][16], bt[8][16];
     whole_warp(mask, "mma");
@@ -93,9 +102,9 @@ void emu_do_mma_bf16(void *const *lanes, uint32_t mask)
         uint32_t g = i / 4, t = i % 4;
         for (uint32_t r = 0; r < 4; r++)
             for (uint32_t h = 0; h < 2; h++)
-                a[g + r % 2 * 8][2 * t + r / 2 * 8 + h] = bf16((uint16_t)(m->a[r] >> 16 * h));
+                a[g + r % 2 * 8][2 * t + r / 2 * 8 + h] = number((uint16_t)(m->a[r] >> 16 * h));
         for (uint32_t r = 0; r < 2; r++)
-            for (uint32_t h = 0; h < 2; h++) bt[g][2 * t + r * 8 + h] = bf16((uint16_t)(m->b[r] >> 16 * h));
+            for (uint32_t h = 0; h < 2; h++) bt[g][2 * t + r * 8 + h] = number((uint16_t)(m->b[r] >> 16 * h));
     }
     for (uint32_t i = 0; i < LANES; i++) {
         float *c = ((const struct mma *)lanes[i])->c;
@@ -106,6 +115,16 @@ void emu_do_mma_bf16(void *const *lanes, uint32_t mask)
             c[r] = (float)sum;
         }
     }
+}
+
+void emu_do_mma_bf16(void *const *lanes, uint32_t mask)
+{
+    mma_16(lanes, mask, bf16);
+}
+
+void emu_do_mma_f16(void *const *lanes, uint32_t mask)
+{
+    mma_16(lanes, mask, f16);
 }
 
 struct ldmatrix {

@@ -66,6 +66,7 @@ void emu_do_shuffle(void *const *lanes, uint32_t mask);
 void emu_do_vote(void *const *lanes, uint32_t mask);
 void emu_do_mma_s8(void *const *lanes, uint32_t mask);
 void emu_do_mma_bf16(void *const *lanes, uint32_t mask);
+void emu_do_mma_f16(void *const *lanes, uint32_t mask);
 void emu_do_ldmatrix(void *const *lanes, uint32_t mask);
 void emu_do_ldmatrix_trans(void *const *lanes, uint32_t mask);
 void emu_cp_async(void *to, const void *from, uint32_t bytes, uint32_t from_bytes);
@@ -222,6 +223,12 @@ static inline void mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32
     emu_collective(~0u, emu_do_mma_bf16, &m);
 }
 
+static inline void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    emu_mma m = { c, a, { b0, b1 } };
+    emu_collective(~0u, emu_do_mma_f16, &m);
+}
+
 struct emu_ldmatrix {
     const void *row;
     uint32_t *r;
@@ -321,6 +328,11 @@ static inline int32_t __float2int_rn(float v) /* NaN is 0, what is too large is 
     if (v != v) return 0;
     return v >= 0x1p31f ? INT32_MAX : v < -0x1p31f ? INT32_MIN : (int32_t)lrintf(v);
 }
+static inline float ex2(float x)
+{
+    float r = exp2f(x);
+    return r < 0x1p-126f ? 0.0f : r; /* NaN stays */
+}
 static inline float __uint_as_float(uint32_t u)
 {
     float f;
@@ -332,6 +344,38 @@ static inline uint32_t __float_as_uint(float f)
     uint32_t u;
     memcpy(&u, &f, 4);
     return u;
+}
+static inline uint32_t emu_bf16(float f)
+{
+    uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
+    return (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+}
+static inline uint32_t emu_f16(float f)
+{
+    uint32_t u = __float_as_uint(f), sign = u >> 16 & 0x8000u, v = u & 0x7fffffffu;
+    if (v > 0x7f800000u) return 0x7fffu;
+    if (v >= 0x477ff000u) return sign | 0x7c00u; /* 65520 and more */
+    if (v < 0x38800000u) return sign | (uint32_t)lrintf(__uint_as_float(v) * 0x1p24f);
+    return sign | (((v + 0xfffu + (v >> 13 & 1u)) >> 13) - (112u << 10));
+}
+static inline uint32_t pack_bf16(float lo, float hi)
+{
+    return emu_bf16(lo) | emu_bf16(hi) << 16;
+}
+static inline uint32_t pack_f16(float lo, float hi)
+{
+    return emu_f16(lo) | emu_f16(hi) << 16;
+}
+static inline uint32_t e4m3x2_to_f16(uint32_t codes)
+{
+    uint32_t r = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t c = codes >> 8 * i & 255u, e = c >> 3 & 15u, m = c & 7u;
+        float f = e ? ldexpf((float)(8 + m), (int)e - 10) : ldexpf((float)m, -9);
+        r |= ((c & 0x7fu) == 0x7fu ? 0x7fffu : emu_f16(c & 0x80u ? -f : f)) << 16 * i;
+    }
+    return r;
 }
 static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t sel)
 {
