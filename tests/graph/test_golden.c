@@ -7,10 +7,13 @@
 #include "base/base.h"
 #include "base/file.h"
 #include <dirent.h>
+#include <ftw.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -263,9 +266,18 @@ static uint32_t list_folders(char **names)
     return n;
 }
 
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+    (void)st;
+    (void)kind;
+    (void)ftw;
+    return remove(path);
+}
+
 int main(int argc, char **argv)
 {
-    char *names[FOLDERS_MAX];
+    char *names[FOLDERS_MAX],
+        work[] = "/tmp/krasis-golden-XXXXXX"; /* checkpoints are written there, wherever it is run */
     struct CMUnitTest tests[FOLDERS_MAX];
     uint32_t n = 0;
     emulated = argc > 1 && strcmp(argv[1], "cuda-emu") == 0;
@@ -277,11 +289,16 @@ int main(int argc, char **argv)
         for (int i = 2; i < argc && n < FOLDERS_MAX; i++) names[n++] = ks_strdup(argv[i]);
     else
         n = list_folders(names);
+    if (!mkdtemp(work) || chdir(work)) {
+        perror(work);
+        return 1;
+    }
     for (uint32_t i = 0; i < n; i++)
         tests[i] = (struct CMUnitTest) { .name = names[i], .test_func = test_folder, .initial_state = names[i] };
     int failed = _cmocka_run_group_tests("golden", tests, n, NULL, NULL);
     print_message("golden: %u families tested with '%s', %u skipped\n", n_tested, gpu ? argv[1] : kernel_set,
                   n_skipped);
     for (uint32_t i = 0; i < n; i++) free(names[i]);
+    if (nftw(work, remove_one, 16, FTW_DEPTH | FTW_PHYS)) perror(work);
     return failed;
 }
