@@ -1,42 +1,10 @@
 /* Recorded steps on the emulated GPU: they give the bits of steps that are launched one by one, whatever depth and
  * number of sequences, they are one launch, and what fails while recording leaves nothing behind. */
-#include "device.h"
-#include "emu.h"
-#include "graph/fixture.h"
-#include "iface.h"
-#include "support/golden_ckpt.h"
+#include "on_emu.h"
 
-#include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #define STEPS 24u
-
-static cu_options options;
-
-static void log_line(const ks_host *h, int32_t level, const char *msg)
-{
-    (void)h, (void)level, (void)msg;
-}
-
-static const ks_host host = { .size = sizeof host, .log = log_line };
-static cu_plugin plugin = { .host = &host, .opts = &options };
-
-static int choose(fixture *f, ks_err *err)
-{
-    (void)err;
-    f->iface = &cu_iface;
-    f->device_self = &plugin;
-    return 0;
-}
-
-static void must(int rc, const ks_err *err)
-{
-    if (rc) fail_msg("%s", err->msg);
-}
 
 static int set_up(void **state)
 {

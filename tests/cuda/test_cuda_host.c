@@ -1,41 +1,12 @@
 /* The host side of the CUDA device on the emulated GPU: what moves over the link, where experts are, and that every
  * call that fails is an error with a message and leaves nothing behind. */
-#include "device.h"
-#include "emu.h"
-#include "graph/fixture.h"
-#include "iface.h"
-#include "support/golden_ckpt.h"
-
-#include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
+#include "on_emu.h"
 
 #define ROWS 64u
 #define EXPERTS(f) ((f)->model.graph.n_experts)
 #define LAYERS(f) ((f)->model.graph.n_layers)
 
-static cu_options options;
-static uint32_t n_lines;
 static int32_t ids[ROWS];
-
-static void log_line(const ks_host *h, int32_t level, const char *msg)
-{
-    (void)h, (void)level, (void)msg;
-    n_lines++;
-}
-
-static const ks_host host = { .size = sizeof host, .log = log_line };
-static cu_plugin plugin = { .host = &host, .opts = &options };
-
-static int choose(fixture *f, ks_err *err)
-{
-    (void)err;
-    f->iface = &cu_iface;
-    f->device_self = &plugin;
-    return 0;
-}
 
 static int set_up(void **state)
 {
@@ -53,11 +24,6 @@ static int open_with(fixture *f, int64_t resident, int64_t ring, ks_err *err)
     options = (cu_options) { .resident = resident, .ring = ring };
     emu.calls = 0;
     return fx_open(f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, err);
-}
-
-static void must(int rc, const ks_err *err)
-{
-    if (rc) fail_msg("%s", err->msg);
 }
 
 static int step(fixture *f, uint32_t n, ks_err *err)

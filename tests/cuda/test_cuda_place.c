@@ -1,45 +1,12 @@
 /* Experts that come and go while the emulated GPU computes: with streams that are as late, as early and as mixed as
  * CUDA allows, and hostile changes between all steps, the bits are those of a device on which nothing changes. */
-#include "device.h"
 #include "device/split_device.h"
-#include "emu.h"
-#include "graph/fixture.h"
-#include "iface.h"
-#include "support/golden_ckpt.h"
-
-#include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
+#include "on_emu.h"
 
 #define STEPS 24u
 #define SLOTS 3
 #define FIXED 1e12 /* ns a byte: what is really measured does not move it */
 #define SURE 1e30  /* more than all that is measured */
-
-static cu_options options;
-
-static void log_line(const ks_host *h, int32_t level, const char *msg)
-{
-    (void)h, (void)level, (void)msg;
-}
-
-static const ks_host host = { .size = sizeof host, .log = log_line };
-static cu_plugin plugin = { .host = &host, .opts = &options };
-
-static int choose(fixture *f, ks_err *err)
-{
-    (void)err;
-    f->iface = &cu_iface;
-    f->device_self = &plugin;
-    return 0;
-}
-
-static void must(int rc, const ks_err *err)
-{
-    if (rc) fail_msg("%s", err->msg);
-}
 
 static uint64_t draw(uint64_t *x)
 {

@@ -1,51 +1,21 @@
 /* The memory plan of the CUDA device: it is what bind takes, to the byte, for every family and every way of streaming,
  * and known before weights are there; budgets hold; and what does not fit is said with all that would help. */
-#include "device.h"
-#include "emu.h"
-#include "graph/fixture.h"
-#include "iface.h"
-#include "support/golden_ckpt.h"
+#include "on_emu.h"
 
 #include <dirent.h>
-#include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #define GOLDEN KS_SOURCE_DIR "/tests/golden"
 #define MB(n) ((uint64_t)(n) << 20)
 
-static cu_options options = { .resident = -1 };
 static uint32_t cold_calls;
-
-static void log_line(const ks_host *h, int32_t level, const char *msg)
-{
-    (void)h, (void)level, (void)msg;
-}
-
-static const ks_host host = { .size = sizeof host, .log = log_line };
-static cu_plugin plugin = { .host = &host, .opts = &options };
-
-static int choose(fixture *f, ks_err *err)
-{
-    (void)err;
-    f->iface = &cu_iface;
-    f->device_self = &plugin;
-    return 0;
-}
-
-static void must(int rc, const ks_err *err)
-{
-    if (rc) fail_msg("%s", err->msg);
-}
 
 static int set_up(void **state)
 {
     (void)state;
     fx_use_device(choose);
+    options.resident = -1;
     return 0;
 }
 
