@@ -205,6 +205,26 @@ static void residency(golden_run *r)
     if (!(d <= LOGIT_LIMIT)) fail_msg("with cold experts on the CPU logits differ by %g", d);
 }
 
+/* Keys and values in bf16, as they are in a run that counts: no farther from the golden logits than the reference with
+ * such a cache, by half again. */
+static void bf16_cache(golden_run *r)
+{
+    const uint32_t n = r->g.n_tok;
+    const size_t all = (size_t)n * r->g.n_vocab;
+    double d[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        fixture f;
+        ks_err err;
+        fx_use_device(i ? fx_choose_gpu : NULL);
+        must(fx_open(&f, r->dir, i ? kernel_set : "ref", 1, KS_T_BF16, NULL, &err), &err);
+        run_pieces(r, &f, 0, r->g.ids, n, n, r->got);
+        d[i] = max_diff(r->got, r->g.logits, all);
+        fx_close(&f);
+    }
+    print_message("  bf16 cache: %.2e, reference %.2e\n", d[1], d[0]);
+    if (!(d[1] <= 1.5 * d[0])) fail_msg("bf16 cache: logits differ by %g, those of the reference by %g", d[1], d[0]);
+}
+
 static void test_folder(void **state)
 {
     const char *name = *state;
@@ -236,10 +256,12 @@ static void test_folder(void **state)
     greedy(&r);
     mixed(&r);
     branch(&r);
-    if (gpu)
+    if (gpu) {
         residency(&r);
-    else
+        bf16_cache(&r);
+    } else {
         threads(&r);
+    }
     free(r.want);
     free(r.got);
     free(r.taps);
