@@ -21,18 +21,23 @@ static int no_memory(ks_err *err)
     return ks_fail(err, KS_E_NOMEM, "out of memory for the placement of experts");
 }
 
-/* Experts of each layer, and the places one takes. */
-static int shape(ks_engine *e, uint32_t *experts, uint32_t *slots, ks_err *err)
+/* Experts of each layer. */
+static void count(const ks_graph *g, uint32_t *experts)
 {
-    int rc = e->o.device->keeps(e->dev, slots, err);
-    for (uint32_t i = 0; i < e->g->n_ops && !rc; i++) {
-        const ks_op *op = &e->g->ops[i];
-        if (op->kind == KS_OP_EXPERTS && op->layer < e->g->n_layers)
+    for (uint32_t i = 0; i < g->n_ops; i++) {
+        const ks_op *op = &g->ops[i];
+        if (op->kind == KS_OP_EXPERTS && op->layer < g->n_layers)
             experts[op->layer] = KS_MAX(experts[op->layer], op->u.mlp.n_experts);
     }
+}
+
+/* How many the device may keep, and the places that one of a layer takes. */
+static int shape(ks_engine *e, const uint32_t *experts, uint32_t *slots, ks_err *err)
+{
+    int rc = e->o.device->keeps(e->dev, slots, err);
     for (uint32_t l = 0; l < e->g->n_layers && !rc; l++) {
         e->hot.dearest = KS_MAX(e->hot.dearest, slots[l]);
-        e->hot.n_experts += slots[l] ? experts[l] : 0;
+        if (!slots[l]) e->hot.n_experts -= experts[l];
     }
     return rc;
 }
@@ -73,9 +78,12 @@ int ks__hot_open(ks_engine *e, ks_err *err)
 {
     ks_device_info info = { .size = sizeof info };
     ks_err unused;
-    if (!ks__hot_wanted(e)) return 0;
+    if (!e->g->n_experts) return 0;
     uint32_t *experts = ks_calloc(e->g->n_layers, sizeof *experts), *slots = ks_calloc(e->g->n_layers, sizeof *slots);
-    int rc = experts && slots ? make(e, experts, slots, err) : no_memory(err);
+    int rc = experts && slots ? 0 : no_memory(err);
+    if (!rc) count(e->g, experts);
+    for (uint32_t l = 0; l < e->g->n_layers && !rc; l++) e->hot.n_experts += experts[l];
+    if (!rc && ks__hot_wanted(e)) rc = make(e, experts, slots, err);
     free(experts);
     free(slots);
     if (!rc && e->o.device->list(e->o.device_self, 0, &info, &unused) == 0) e->hot.link = info.link_bytes_s;

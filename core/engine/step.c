@@ -47,9 +47,10 @@ static void wait_remove(ks_engine *e, ks_answer *a)
 
 /* ---- ends */
 
+/* The last page is dropped first, and so taken by others first: what is left of a prefix can still be used. */
 void ks__answer_release(ks_engine *e, ks_answer *a)
 {
-    for (uint32_t i = 0; i < a->n_pages; i++) ks_pages_drop(&e->pages, a->pages[i]);
+    for (uint32_t i = a->n_pages; i > 0; i--) ks_pages_drop(&e->pages, a->pages[i - 1]);
     a->n_pages = a->n_keyed = a->n_done = 0;
     if (a->slot != KS_NO_SLOT) e->free_slots[e->n_free_slots++] = a->slot;
     a->slot = KS_NO_SLOT;

@@ -347,6 +347,27 @@ static void a_known_prefix_is_reused_with_recurrent_state(void **state)
     reuse(true);
 }
 
+/* Of 40 pages a second conversation needs 31: of the first one's 20 as many are left as did not have to go, and those
+ * are its first. */
+static void what_is_left_of_a_prefix_is_reused(void **state)
+{
+    (void)state;
+    fake f;
+    client c;
+    int32_t p[330], other[490];
+    ks_engine *e = start(&f, false, 512, 40, 4, 4, 64);
+    make_prompt(p, 330, 3);
+    make_prompt(other, 490, 4);
+    for (uint32_t i = 0; i < 3; i++) {
+        client_init(&c);
+        ks_request r = i == 1 ? request(other, 490, 2) : request(p, 330, 2);
+        ask(e, &c, &r);
+        expect_answer(&c, 0, i == 1 ? other : p, i == 1 ? 490 : 330, 2);
+    }
+    assert_in_range(c.usage.cached_tokens, 8 * 16, 9 * 16);
+    stop(e, &f);
+}
+
 static void choices_share_the_prompt(void **state)
 {
     (void)state;
@@ -698,6 +719,7 @@ int main(void)
         cmocka_unit_test(recurrent_state_follows_its_sequence),
         cmocka_unit_test(a_known_prefix_is_not_computed_again),
         cmocka_unit_test(a_known_prefix_is_reused_with_recurrent_state),
+        cmocka_unit_test(what_is_left_of_a_prefix_is_reused),
         cmocka_unit_test(choices_share_the_prompt),
         cmocka_unit_test(cancel_frees_the_slot_within_one_step),
         cmocka_unit_test(a_sink_that_refuses_is_cancelled),
