@@ -65,37 +65,37 @@ static __device__ __forceinline__ bool find_tile(const cu_matmul &m, uint32_t la
     return *n != 0;
 }
 
+/* What a thread brings of every stage: always the same chunk of weights, of every SKIP-th strip, and of activations, of
+ * every 16th row. What is not there is zeros. */
 template <uint32_t TYPE, uint32_t GROUP> struct loader {
+    typedef stage<TYPE, GROUP> to_stage;
+    static constexpr uint32_t W_BYTES = shape<TYPE, GROUP>::W_BYTES, CHUNKS = W_BYTES / 16;
+    static constexpr uint32_t SKIP = WARPS * 32 / CHUNKS, SCALES = sizeof(to_stage::w_scale[0]) / 16;
     const cu_matmul &m;
     const uint8_t *w;      /* of the first strip */
     const uint32_t *x_row; /* shared */
     uint32_t n_in, n_strips, n_rows;
 
-    __device__ __forceinline__ void fetch(stage<TYPE, GROUP> &to, uint32_t st) const
+    __device__ __forceinline__ void fetch(to_stage &to, uint32_t st) const
     {
-        typedef shape<TYPE, GROUP> S;
-        constexpr uint32_t CHUNKS = S::W_BYTES / 16, SCALES = sizeof to.w_scale[0] / 16;
-        uint32_t left = (n_in - st * 128) * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8; /* bytes of the strip from here */
+        const uint32_t s0 = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS, r0 = threadIdx.x / 8, x = threadIdx.x % 8;
+        const uint32_t k = st * 128 + x * 16, left = (n_in - st * 128) * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
+        const uint32_t n = c * 16 < left ? n_strips : 0, x_bytes = k < m.act.q_stride ? 16 : 0;
+        const uint8_t *from = w + s0 * m.strip_bytes + st * W_BYTES + c * 16;
 #pragma unroll
-        for (uint32_t j = 0; j < STRIPS * CHUNKS / (WARPS * 32); j++) {
-            uint32_t i = j * WARPS * 32 + threadIdx.x, s = i / CHUNKS, c = i % CHUNKS;
-            bool there = s < n_strips && c * 16 < left;
-            cp_async_16(&to.w[s][w_chunk<TYPE>(c) * 16], w + (there ? s * m.strip_bytes + st * S::W_BYTES + c * 16 : 0),
-                        there ? 16 : 0);
-        }
+        for (uint32_t j = 0; j < STRIPS; j += SKIP)
+            cp_async_16(&to.w[s0 + j][w_chunk<TYPE>(c) * 16], from + j * m.strip_bytes, s0 + j < n ? 16 : 0);
 #pragma unroll
-        for (uint32_t j = 0; j < CU_TILE_ROWS * 8 / (WARPS * 32); j++) {
-            uint32_t i = j * WARPS * 32 + threadIdx.x, row = i / 8, k = st * 128 + i % 8 * 16;
-            if (j * WARPS * 4 >= n_rows) break;
-            bool there = k < m.act.q_stride;
-            cp_async_16(&to.x[row][x_chunk(row, i % 8) * 16],
-                        m.act.q + (there ? (size_t)x_row[row] * m.act.q_stride + k : 0), there ? 16 : 0);
+        for (uint32_t j = 0; j < CU_TILE_ROWS; j += WARPS * 4) {
+            if (j >= n_rows) break;
+            cp_async_16(&to.x[r0 + j][x_chunk(r0, x) * 16], m.act.q + (size_t)x_row[r0 + j] * m.act.q_stride + k,
+                        x_bytes);
         }
-        uint32_t i = threadIdx.x, s = i / SCALES, c = i % SCALES;
+        uint32_t i = threadIdx.x, s = i / SCALES;
         if (s < STRIPS) {
-            size_t at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8 + st * sizeof to.w_scale[0] + c * 16;
-            bool there = s < n_strips && at < m.strip_bytes;
-            cp_async_16(&to.w_scale[s][c * 16], w + (there ? s * m.strip_bytes + at : 0), there ? 16 : 0);
+            size_t at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8 + st * sizeof to.w_scale[0] + i % SCALES * 16;
+            cp_async_16(&to.w_scale[s][i % SCALES * 16], w + s * m.strip_bytes + at,
+                        s < n_strips && at < m.strip_bytes ? 16 : 0);
         }
         if (i < CU_TILE_ROWS) cp_async_4(&to.x_scale[i], m.act.scale + (size_t)x_row[i] * m.act.scale_stride + st);
     }
@@ -176,9 +176,10 @@ static __device__ __forceinline__ void add_group(float acc[PAIRS][2][2][4], cons
 #pragma unroll
         for (uint32_t j = 0; j < 2; j++) load_b<STEPS>(b[j], s.x[0], p * 16 + j * 8 + g, i * GROUP, t);
 #pragma unroll
-        for (uint32_t j = 0; j < 16; j++) c[j / 8][j / 4 % 2][j % 4] = START;
+        for (uint32_t j = 0; j < 4; j++)
+            mma_s8_from(c[j / 2][j % 2], START, a[0][j % 2].a, b[j / 2][0].x, b[j / 2][0].y);
 #pragma unroll
-        for (uint32_t k = 0; k < STEPS; k++)
+        for (uint32_t k = 1; k < STEPS; k++)
 #pragma unroll
             for (uint32_t j = 0; j < 4; j++) mma_s8(c[j / 2][j % 2], a[k][j % 2].a, b[j / 2][k].x, b[j / 2][k].y);
 #pragma unroll
@@ -194,6 +195,36 @@ static __device__ __forceinline__ void add_group(float acc[PAIRS][2][2][4], cons
                 to[3] = __fmaf_rn(to_float<TYPE>(from[3]), __fmul_rn(w[2 * h + 1], x.y), to[3]);
             }
         }
+    }
+}
+
+/* A lane's outputs o .. o + 3 of its rows. What becomes of a sum beyond being stored, which is seldom, is done to what
+ * lies there already, in a loop: unrolled for every sum it would be most of the kernel, and more than the cache of
+ * instructions holds. */
+static __device__ __forceinline__ void store_sums(const float acc[PAIRS][2][2][4], const cu_matmul &m, const cu_ref &r,
+                                                  uint32_t p0, uint32_t n, uint32_t o, uint32_t t)
+{
+    if (o >= m.n_out) return;
+    float *y = result_at(m, blockIdx.z, r.begin + p0 + 2 * t, o);
+    const size_t stride = m.y_stride;
+    const bool fours = o + 4 <= m.n_out && (uintptr_t)y % 16 == 0 && stride % 4 == 0;
+#pragma unroll
+    for (uint32_t i = 0; i < 4 * PAIRS; i++) {
+        const float(*a)[4] = acc[i / 4][i / 2 % 2];
+        const float v[4] = { a[0][i % 2], a[0][2 + i % 2], a[1][i % 2], a[1][2 + i % 2] };
+        const uint32_t row = i / 2 * 8 + i % 2; /* and 2 t */
+        if (row + 2 * t >= n) continue;
+        if (fours)
+            *(float4 *)(y + row * stride) = make_float4(v[0], v[1], v[2], v[3]);
+        else
+            for (uint32_t j = 0; j < 4 && o + j < m.n_out; j++) y[row * stride + j] = v[j];
+    }
+    if (is_finished(m)) return;
+#pragma unroll 1
+    for (uint32_t i = 0; i < 4 * PAIRS; i++) {
+        const uint32_t row = i / 2 * 8 + i % 2;
+        for (uint32_t j = 0; row + 2 * t < n && j < 4 && o + j < m.n_out; j++)
+            y[row * stride + j] = finished(m, r, o + j, y[row * stride + j]);
     }
 }
 
@@ -226,18 +257,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m)
         for (uint32_t i = 0; i < S::PER; i++)
             if (st * 128 + i * GROUP < n_in) add_group(acc, stages[st % S::STAGES], i, n, warp, g, t);
     }
-    uint32_t o = (s0 + warp * 2 + g / 4) * 16 + g % 4 * 4;
-#pragma unroll
-    for (uint32_t p = 0; p < PAIRS; p++)
-#pragma unroll
-        for (uint32_t j = 0; j < 2; j++)
-#pragma unroll
-            for (uint32_t e = 0; e < 2; e++) {
-                uint32_t row = p * 16 + j * 8 + 2 * t + e;
-                if (row >= n) continue;
-                const float v[4] = { acc[p][j][0][e], acc[p][j][0][2 + e], acc[p][j][1][e], acc[p][j][1][2 + e] };
-                store_4(m, r, blockIdx.z, r.begin + p0 + row, o, v);
-            }
+    store_sums(acc, m, r, p0, n, (s0 + warp * 2 + g / 4) * 16 + g % 4 * 4, t);
 }
 
 template <uint32_t TYPE, uint32_t GROUP> static void launch_group(const cu_matmul *m, cu_stream s)

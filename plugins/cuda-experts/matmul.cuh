@@ -41,6 +41,12 @@ static __device__ __forceinline__ float finished(const cu_matmul &m, const cu_re
     return m.softcap != 0 ? __fmul_rn(m.softcap, tanhf(__fdiv_rn(v, m.softcap))) : v;
 }
 
+/* Nothing becomes of it. */
+static __device__ __forceinline__ bool is_finished(const cu_matmul &m)
+{
+    return !m.bias && m.scale == 1 && m.softcap == 0;
+}
+
 static __device__ __forceinline__ float *result_at(const cu_matmul &m, uint32_t z, uint32_t p, uint32_t o)
 {
     return m.y + (size_t)p * m.y_stride + (m.refs ? 0 : z * m.y_mat) + o;

@@ -217,6 +217,12 @@ static inline void mma_s8(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32
     emu_collective(~0u, emu_do_mma_s8, &m);
 }
 
+static inline void mma_s8_from(int32_t d[4], int32_t c, const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    for (int i = 0; i < 4; i++) d[i] = c;
+    mma_s8(d, a, b0, b1);
+}
+
 static inline void mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
     emu_mma m = { c, a, { b0, b1 } };
