@@ -252,20 +252,20 @@ void cu_products(cu_dev *d, const struct cu_job *j)
     m.y = x->gate_up;
     m.y_stride = m.n_out;
     cu_launch_matmul(&m, d->compute);
-    float *hidden = x->hidden + (size_t)j->first * n_ff;
     cu_glu g = { .kind = op->u.mlp.act,
                  .n_rows = j->n_pairs,
                  .n = n_ff,
                  .limit = op->u.mlp.limit,
                  .alpha = op->u.mlp.alpha,
                  .x = { x->gate_up + (size_t)j->first * m.n_out, m.n_out },
-                 .y = { hidden, n_ff },
+                 .y = { x->hidden + (size_t)j->first * n_ff, n_ff },
                  .weight = op->u.mlp.weigh_input ? x->pair_weight + j->base + j->first : NULL };
-    cu_launch_glu(&g, d->compute);
     m = cu_matmul_of(d, op->w[1], j->n_rows);
     set_refs(d, &m, j, j->bank->down_off, op->w[3]);
     if (cu_is_quantized(m.type))
-        cu_launch_quant(hidden, n_ff, j->n_pairs, n_ff, cu_act_from(x->hidden_act, j->first), d->compute);
+        cu_launch_glu_quant(&g, cu_act_from(x->hidden_act, j->first), d->compute);
+    else
+        cu_launch_glu(&g, d->compute);
     m.act = x->hidden_act;
     m.x = x->hidden;
     m.x_stride = n_ff;

@@ -100,7 +100,7 @@ template <uint32_t N> struct __align__(4 * N) several
 template <bool BF16, uint32_t TILE> static __global__ void __launch_bounds__(256) many_kernel(cu_matmul m)
 {
     constexpr uint32_t SIDE = TILE / 16, PER = TILE * STEP / 256;
-    __shared__ __align__(16) float ws[STEP][TILE + 4], xs[STEP][TILE + 4];
+    __shared__ __align__(16) float ws[STEP][TILE + SIDE], xs[STEP][TILE + SIDE]; /* few columns of xs share a bank */
     __shared__ uint32_t xrow[TILE];
     uint32_t z = blockIdx.z, tr = threadIdx.x % 16 * SIDE, tc = threadIdx.x / 16 * SIDE;
     cu_ref r;

@@ -4,6 +4,8 @@
 
 #define FEW_PAIRS 128u
 #define NOWHERE UINT32_MAX /* of a pair that another device has */
+#define RUN 8u             /* pairs that a thread sorts at once */
+#define NOBODY INT32_MIN
 
 struct pair {
     int32_t expert;
@@ -177,14 +179,31 @@ static __device__ int32_t expert_at(const cu_sort &a, uint32_t pair_at)
     return ((const pair *)a.route)[pair_at / a.k * a.route_stride + pair_at % a.k].expert;
 }
 
-static __global__ void count_kernel(cu_sort a)
+/* The experts of RUN pairs from the i-th on; beyond the last NOBODY. All are asked for before the first is used. */
+static __device__ __forceinline__ void load_run(const cu_sort &a, uint32_t i, int32_t expert[RUN])
+{
+    uint32_t row = i / a.k, s = i % a.k, total = a.n_rows * a.k;
+#pragma unroll
+    for (uint32_t j = 0; j < RUN; j++) {
+        expert[j] = i + j < total ? ((const pair *)a.route)[row * a.route_stride + s].expert : NOBODY;
+        if (++s < a.k) continue;
+        s = 0;
+        row++;
+    }
+}
+
+static __global__ void __launch_bounds__(256) count_kernel(cu_sort a)
 {
     __shared__ uint32_t shared[8];
     uint32_t n = 0, before, e = blockIdx.x;
-    for (uint32_t i = threadIdx.x; i < a.n_rows * a.k; i += blockDim.x) {
-        int32_t of = expert_at(a, i);
-        n += of == (int32_t)e;
-        if (e == 0 && of < 0) a.slot_pair[i] = NOWHERE;
+    for (uint32_t i = threadIdx.x * RUN; i < a.n_rows * a.k; i += blockDim.x * RUN) {
+        int32_t of[RUN];
+        load_run(a, i, of);
+#pragma unroll
+        for (uint32_t j = 0; j < RUN; j++) {
+            n += of[j] == (int32_t)e;
+            if (e == 0 && of[j] < 0 && of[j] != NOBODY) a.slot_pair[i + j] = NOWHERE;
+        }
     }
     n = block_scan(n, shared, &before);
     if (threadIdx.x) return;
@@ -205,19 +224,25 @@ static __global__ void scan_kernel(cu_sort a)
     if (threadIdx.x == 0) a.begin[0] = 0;
 }
 
-static __global__ void place_kernel(cu_sort a)
+static __global__ void __launch_bounds__(256) place_kernel(cu_sort a)
 {
     __shared__ uint32_t shared[8];
     uint32_t e = blockIdx.x, to = a.begin[e], total = a.n_rows * a.k;
     if (a.begin[e + 1] == to) return;
-    for (uint32_t i0 = 0; i0 < total; i0 += blockDim.x) {
-        uint32_t i = i0 + threadIdx.x, before;
-        bool mine = i < total && expert_at(a, i) == (int32_t)e;
-        uint32_t all = block_scan(mine, shared, &before);
-        if (mine) {
-            a.pair_row[to + before] = i / a.k;
-            a.pair_weight[to + before] = ((const pair *)a.route)[i / a.k * a.route_stride + i % a.k].weight;
-            a.slot_pair[i] = to + before;
+    for (uint32_t i0 = 0; i0 < total; i0 += blockDim.x * RUN) {
+        uint32_t i = i0 + threadIdx.x * RUN, n = 0, before;
+        int32_t of[RUN];
+        load_run(a, i, of);
+#pragma unroll
+        for (uint32_t j = 0; j < RUN; j++) n += of[j] == (int32_t)e;
+        uint32_t all = block_scan(n, shared, &before), at = to + before;
+#pragma unroll
+        for (uint32_t j = 0; j < RUN; j++) {
+            if (of[j] != (int32_t)e) continue;
+            uint32_t row = (i + j) / a.k;
+            a.pair_row[at] = row;
+            a.pair_weight[at] = ((const pair *)a.route)[row * a.route_stride + (i + j) % a.k].weight;
+            a.slot_pair[i + j] = at++;
         }
         to += all;
     }

@@ -1,5 +1,5 @@
 /* Ops that go over rows once. A row's result depends on that row alone, in one order of sums. */
-#include "common.cuh"
+#include "act.cuh"
 #include <krasis/graph.h>
 
 #define BLOCK 256u
@@ -17,11 +17,14 @@ template <uint32_t THREADS> static __device__ float block_sum(float v, float *sh
     return sum;
 }
 
-/* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. */
-template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds__(THREADS) norm_kernel(cu_norm a)
+/* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. A warp is a row of the
+ * block, or all of it. */
+template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds__(BLOCK) norm_kernel(cu_norm a)
 {
     __shared__ float shared[THREADS / 32];
-    uint32_t slices = a.n / a.width, row = blockIdx.x / slices, c0 = blockIdx.x % slices * a.width;
+    uint32_t slices = a.n / a.width, unit = blockIdx.x * (BLOCK / THREADS) + threadIdx.y, row = unit / slices,
+             c0 = unit % slices * a.width;
+    if (row >= a.n_rows) return;
     const float *x = a.x.p + row * a.x.stride + c0;
     float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER];
 #pragma unroll
@@ -78,12 +81,14 @@ static __global__ void __launch_bounds__(BLOCK) wide_norm_kernel(cu_norm a)
 
 template <uint32_t THREADS> static void launch_norm(const cu_norm *a, uint32_t units, cu_stream s)
 {
+    const uint32_t blocks = (units + BLOCK / THREADS - 1) / (BLOCK / THREADS);
+    const dim3 block(THREADS, BLOCK / THREADS);
     if (a->width <= 4 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 4>), units, THREADS, 0, s)(*a);
+        CU_LAUNCH((norm_kernel<THREADS, 4>), blocks, block, 0, s)(*a);
     else if (a->width <= 8 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 8>), units, THREADS, 0, s)(*a);
+        CU_LAUNCH((norm_kernel<THREADS, 8>), blocks, block, 0, s)(*a);
     else if (a->width <= 32 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 32>), units, THREADS, 0, s)(*a);
+        CU_LAUNCH((norm_kernel<THREADS, 32>), blocks, block, 0, s)(*a);
     else
         CU_LAUNCH(wide_norm_kernel, units, BLOCK, 0, s)(*a);
 }
@@ -121,41 +126,12 @@ void cu_launch_rope(const cu_rope *a, cu_stream s)
     if (a->n_rows && n) CU_LAUNCH(rope_kernel, dim3(a->n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s)(*a);
 }
 
-static __device__ float sigmoid(float x)
-{
-    return __fdiv_rn(1.0f, 1.0f + expf(-x));
-}
-
-static __device__ float glu(const cu_glu &a, float g, float u)
-{
-    switch (a.kind) {
-    case KS_ACT_SILU: return g * sigmoid(g) * u;
-    case KS_ACT_GELU_TANH: /* 0.5 (1 + tanh z) = sigmoid(2 z), which does not cancel */
-        return g * sigmoid(1.59576912160573080f * (g + 0.044715f * g * g * g)) * u;
-    case KS_ACT_GELU: return 0.5f * g * erfcf(-g * 0.70710678118654752f) * u;
-    case KS_ACT_RELU2: return g > 0 ? g * g * u : g != g ? g : 0.0f;
-    case KS_ACT_SWIGLU_CLAMP:
-        g = g > a.limit ? a.limit : g;
-        u = u > a.limit ? a.limit : u < -a.limit ? -a.limit : u;
-        return (u + 1.0f) * g * sigmoid(a.alpha * g);
-    default: /* SILU_CLAMP */
-        g = g > a.limit ? a.limit : g;
-        u = u > a.limit ? a.limit : u < -a.limit ? -a.limit : u;
-        return g * sigmoid(g) * u;
-    }
-}
-
 static __global__ void glu_kernel(cu_glu a)
 {
     uint32_t i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
     if (i >= a.n) return;
-    const float *x = a.x.p + row * a.x.stride + (size_t)(i / 16) * 32 + i % 16;
-    float g = x[0], u = x[16];
-    if (a.weight) {
-        g *= a.weight[row];
-        u *= a.weight[row];
-    }
-    a.y.p[row * a.y.stride + i] = glu(a, g, u);
+    const float *x = gate_at(a, row, i);
+    a.y.p[row * a.y.stride + i] = glu(a, weigh(a, row, x[0]), weigh(a, row, x[16]));
 }
 
 void cu_launch_glu(const cu_glu *a, cu_stream s)

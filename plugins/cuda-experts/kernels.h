@@ -96,6 +96,8 @@ typedef struct cu_glu {
     const float *weight; /* (n_rows) multiplies gate and up first; NULL: 1 */
 } cu_glu;
 void cu_launch_glu(const cu_glu *a, cu_stream s);
+/* Quantized at once; y is not written. */
+void cu_launch_glu_quant(const cu_glu *a, cu_act out, cu_stream s);
 
 void cu_launch_add(cu_reg x, cu_reg y, cu_reg z, const float *vec, float fx, float fy, uint32_t n_rows, uint32_t n,
                    cu_stream s);

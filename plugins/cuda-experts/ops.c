@@ -320,9 +320,11 @@ static int op_mlp(cu_dev *d, const ks_op *op, ks_err *err)
                  .alpha = op->u.mlp.alpha,
                  .x = { d->ex.gate_up, m.n_out },
                  .y = { d->ex.hidden, n_ff } };
-    cu_launch_glu(&g, d->compute);
     m = cu_matmul_of(d, op->w[1], n);
-    if (cu_is_quantized(m.type)) cu_launch_quant(d->ex.hidden, n_ff, n, n_ff, d->ex.hidden_act, d->compute);
+    if (cu_is_quantized(m.type))
+        cu_launch_glu_quant(&g, d->ex.hidden_act, d->compute);
+    else
+        cu_launch_glu(&g, d->compute);
     m.act = d->ex.hidden_act;
     m.x = d->ex.hidden;
     m.x_stride = n_ff;

@@ -1,8 +1,9 @@
 /* Sorting pairs by expert, in one block and in many, against the plain way; products of many experts at once, of any
- * number of rows each, against those of each alone. */
+ * number of rows each, against those of each alone; activations quantized at once, against in two steps. */
 #include "kernels.h"
 
 #include <cuda_runtime_api.h>
+#include <krasis/graph.h>
 #include <krasis/types.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -96,7 +97,7 @@ static void sort_one(uint32_t n_rows, uint32_t k, uint32_t n_experts)
 static void pairs_are_sorted_by_expert_and_row(void **st)
 {
     static const uint32_t shapes[][3] = { { 1, 1, 4 },  { 1, 8, 128 }, { 16, 8, 128 }, { 16, 8, 300 }, { 3, 2, 5 },
-                                          { 17, 8, 8 }, { 40, 4, 60 }, { 300, 2, 16 }, { 30, 10, 512 } };
+                                          { 17, 8, 8 }, { 40, 4, 60 }, { 700, 6, 20 }, { 30, 10, 512 } };
     (void)st;
     if (no_gpu[0]) skip();
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) sort_one(shapes[i][0], shapes[i][1], shapes[i][2]);
@@ -198,6 +199,59 @@ static void grouped_products_have_the_bits_of_single_ones(void **st)
     product_of(KS_T_MXFP4, 160, 32);
 }
 
+/* n activations of 3 rows, quantized by two launches and by one. */
+static void glu_of(uint32_t kind, uint32_t n, bool weighed)
+{
+    enum { ROWS = 3 };
+    const uint32_t stride = (n + 15) / 16 * 32, q_stride = (n + 63) / 64 * 64, n_scale = (n + 127) / 128;
+    const size_t bytes = ROWS * (q_stride + 4 * n_scale + q_stride / 8);
+    float *x = malloc(ROWS * stride * sizeof *x), w[ROWS] = { 0.5f, 2, -1 };
+    uint8_t *got[2] = { calloc(1, bytes), calloc(1, bytes) };
+    assert_true(x && got[0] && got[1]);
+    for (uint32_t i = 0; i < ROWS * stride; i++) x[i] = (float)below(2001) / 500 - 2;
+    float *x_dev = up(x, ROWS * stride * sizeof *x), *w_dev = up(w, sizeof w), *y_dev = up(x, ROWS * n * sizeof *x);
+    for (uint32_t i = 0; i < 2; i++) {
+        uint8_t *p = up(got[i], bytes);
+        cu_act act = { .q = (int8_t *)p,
+                       .scale = (float *)(void *)(p + ROWS * q_stride),
+                       .sum = (int32_t *)(void *)(p + ROWS * (q_stride + 4 * n_scale)),
+                       .q_stride = q_stride,
+                       .scale_stride = n_scale,
+                       .sum_stride = q_stride / 32 };
+        cu_glu g = { .kind = kind,
+                     .n_rows = ROWS,
+                     .n = n,
+                     .limit = 1.5f,
+                     .alpha = 1.702f,
+                     .x = { x_dev, stride },
+                     .y = { y_dev, n },
+                     .weight = weighed ? w_dev : NULL };
+        if (i) {
+            cu_launch_glu_quant(&g, act, NULL);
+        } else {
+            cu_launch_glu(&g, NULL);
+            cu_launch_quant(y_dev, n, ROWS, n, act, NULL);
+        }
+        ok(cudaDeviceSynchronize());
+        down(got[i], p, bytes);
+    }
+    if (memcmp(got[0], got[1], bytes) != 0) fail_msg("activation %u, %u columns", kind, n);
+    ok(cudaFree(x_dev));
+    ok(cudaFree(w_dev));
+    ok(cudaFree(y_dev));
+    free(x);
+    free(got[0]);
+    free(got[1]);
+}
+
+static void activations_are_quantized_as_if_they_had_been_stored(void **st)
+{
+    (void)st;
+    if (no_gpu[0]) skip();
+    for (uint32_t kind = KS_ACT_SILU; kind <= KS_ACT_SILU_CLAMP; kind++) glu_of(kind, 96 + 61 * kind, kind % 2);
+    glu_of(KS_ACT_SILU, 768, false);
+}
+
 static int set_up(void **st)
 {
     int n = 0;
@@ -212,6 +266,7 @@ static int set_up(void **st)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(pairs_are_sorted_by_expert_and_row),
-                                        cmocka_unit_test(grouped_products_have_the_bits_of_single_ones) };
+                                        cmocka_unit_test(grouped_products_have_the_bits_of_single_ones),
+                                        cmocka_unit_test(activations_are_quantized_as_if_they_had_been_stored) };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
