@@ -211,6 +211,7 @@ static void forget(cu_dev *d)
     free(d->states);
     free(d->weights);
     free(d->mine);
+    free(d->fused);
     d->regs = NULL;
     d->acts = NULL;
     d->pieces = NULL;
@@ -219,6 +220,7 @@ static void forget(cu_dev *d)
     d->states = NULL;
     d->weights = NULL;
     d->mine = NULL;
+    d->fused = NULL;
     d->n_acts = d->n_tile_kinds = 0;
     d->mla_act = (cu_act) { 0 };
 }
@@ -237,7 +239,7 @@ static int lay_out(cu_dev *d, ks_err *err)
     int rc;
     if (!(d->mine = cu_alloc_host(d, d->g->n_ops, 1, "the plan", err))) return KS_E_NOMEM;
     if ((rc = cu_lower(d, d->g, d->bind.kv_type, d->mine, err)) || (rc = alloc_regs(d, err)) ||
-        (rc = lay_ops(d, err)) || (rc = lay_weights(d, err)))
+        (rc = lay_ops(d, err)) || (rc = lay_weights(d, err)) || (rc = cu_fuse_lay_out(d, err)))
         return rc;
     return cu_experts_lay_out(d, err);
 }

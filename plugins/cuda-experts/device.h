@@ -16,6 +16,7 @@
 #define CU_BATCHES 8u             /* of experts on their way to stay */
 #define CU_PAGE ((size_t)2 << 20) /* what the driver rounds an allocation up to */
 
+#define CU_FEW_ROWS 16u
 #define CU_GRAPHS 16u
 #define CU_MAX_GPUS 64u
 #define CU_CONTEXT_BYTES ((uint64_t)600 << 20) /* assumed, where it cannot be measured */
@@ -34,6 +35,7 @@ typedef struct cu_options {
     int64_t ahead;    /* layers launched before the host has answered, whose sums wait for it on the device */
     int64_t patience; /* seconds that host and device wait for each other in a step */
     int32_t graphs;   /* steps of few rows are recorded (graph.c) */
+    int32_t fuse;     /* neighbouring ops of steps of few rows are one launch (fuse.c) */
     int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
 } cu_options;
 
@@ -182,6 +184,11 @@ struct cu_piece {
     uint32_t row, out; /* its first of the whole step */
 };
 
+/* Ops that are one launch; n 0: the op is on its own. */
+struct cu_fusion {
+    uint32_t pattern, n;
+};
+
 /* What decides which launches a step is. */
 struct cu_shape {
     uint32_t begin, end, n_rows, n_out, n_spans, _pad;
@@ -220,7 +227,8 @@ typedef struct cu_dev {
 
     const ks_graph *g;
     ks_bind bind;
-    uint8_t *mine; /* (n_ops) ops this device runs */
+    uint8_t *mine;           /* (n_ops) ops this device runs */
+    struct cu_fusion *fused; /* (n_ops) what begins with an op */
     struct dev_reg *regs;
     uint32_t *acts, n_acts;
     struct dev_state *states;
@@ -418,6 +426,11 @@ int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err); /* checks the batc
 int cu_step_send(cu_dev *d, ks_err *err);
 size_t cu_step_bytes(const cu_dev *d);
 
+/* fuse.c */
+int cu_fuse_lay_out(cu_dev *d, ks_err *err);
+uint32_t cu_fused(const cu_dev *d, uint32_t first, uint32_t end); /* ops that are one launch now; 0: only this one */
+int cu_run_fused(cu_dev *d, uint32_t first, ks_err *err);
+
 /* graph.c: *ret_done: the step is launched. */
 int cu_graph_run(cu_dev *d, const ks_batch *b, uint32_t begin, uint32_t end, bool *ret_done, ks_err *err);
 void cu_graphs_drop(cu_dev *d);
@@ -426,6 +439,13 @@ void cu_graphs_drop(cu_dev *d);
 int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
 int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
 void cu_quantize(cu_dev *d, int16_t reg);
+void cu_touch(cu_dev *d, int16_t reg); /* it is written: its quantized copy is another's */
+cu_norm cu_norm_of(const cu_dev *d, const ks_op *op);
+cu_rope cu_rope_of(const cu_dev *d, const ks_op *op);
+cu_matmul cu_linear_of(cu_dev *d, const ks_op *op);
+cu_append cu_append_of(const cu_dev *d, int16_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col);
+int cu_tap(cu_dev *d, const ks_op *op, ks_err *err);
+int cu_attend(cu_dev *d, const ks_op *op, ks_err *err); /* ATTN, once keys and values are in the cache */
 cu_matmul cu_matmul_of(const cu_dev *d, int32_t w, uint32_t n_rows);
 void cu_set_input(cu_matmul *m, const struct dev_reg *x);
 

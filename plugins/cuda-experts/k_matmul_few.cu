@@ -27,6 +27,29 @@ static __device__ __forceinline__ raw<TYPE> load_pair(const uint8_t *strip, uint
     return r;
 }
 
+static __host__ __device__ __forceinline__ uint32_t blocks_of(uint32_t n_out, uint32_t per)
+{
+    return ((n_out + 15) / 16 + per - 1) / per;
+}
+
+/* The block's matrix of several takes the place of m's own; returns which of its blocks this is. */
+static __device__ __forceinline__ uint32_t enter_matrix(cu_matmul &m, uint32_t per)
+{
+    uint32_t block = blockIdx.x, before = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < CU_MATRICES; i++) { /* no index that the compiler does not know: m stays in registers */
+        if (i >= m.n_of || blockIdx.x < before) continue;
+        block = blockIdx.x - before;
+        before += blocks_of(m.of[i].n_out, per);
+        m.w = m.of[i].w;
+        m.y = m.of[i].y;
+        m.y_stride = m.of[i].y_stride;
+        m.bias = m.of[i].bias;
+        m.n_out = m.of[i].n_out;
+    }
+    return block;
+}
+
 template <uint32_t TYPE, uint32_t GROUP>
 static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, uint32_t per)
 {
@@ -35,11 +58,12 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, 
     __shared__ int32_t isum[TASKS][16][FEW];
     __shared__ float wscale[TASKS][16], xscale[CHUNK / 128][FEW];
     uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    uint32_t block = enter_matrix(m, per);
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * FEW;
     if (p0 >= r.n) return;
-    uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), first = blockIdx.x * per;
+    uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), first = block * per;
     uint32_t n_strips = min(per, ceil_div(m.n_out, 16) - first);
     const uint8_t *strips = r.w + first * m.strip_bytes;
     const size_t scales_at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
@@ -120,9 +144,11 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, 
 
 template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
 {
-    uint32_t strips = (m->n_out + 15) / 16, blocks = (m->n_rows + FEW - 1) / FEW;
+    uint32_t strips = m->n_of ? 0 : blocks_of(m->n_out, 1), blocks = (m->n_rows + FEW - 1) / FEW, all = 0;
+    for (uint32_t i = 0; i < m->n_of; i++) strips += blocks_of(m->of[i].n_out, 1);
     uint32_t per = m->n_in <= CHUNK / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH ? SPLIT : 1;
-    dim3 grid((strips + per - 1) / per, blocks, m->n_mat);
+    for (uint32_t i = 0; i < m->n_of; i++) all += blocks_of(m->of[i].n_out, per);
+    dim3 grid(m->n_of ? all : blocks_of(m->n_out, per), blocks, m->n_mat);
     if (m->group == 128)
         CU_LAUNCH((few_kernel<TYPE, 128>), grid, WARPS * 32, 0, s)(*m, per);
     else if (m->group == 64)

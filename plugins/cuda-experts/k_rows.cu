@@ -1,5 +1,6 @@
 /* Ops that go over rows once. A row's result depends on that row alone, in one order of sums. */
 #include "act.cuh"
+#include "quant.cuh"
 #include <krasis/graph.h>
 
 #define BLOCK 256u
@@ -17,20 +18,31 @@ template <uint32_t THREADS> static __device__ float block_sum(float v, float *sh
     return sum;
 }
 
+/* What comes before the norm of column c of a row, if anything does. */
+static __device__ __forceinline__ float norm_input(const cu_norm &a, uint32_t row, uint32_t c)
+{
+    float v = a.x.p[row * a.x.stride + c];
+    if (!a.added.p) return v;
+    float w = a.fy * a.added.p[row * a.added.stride + c];
+    v = a.fx * v + (a.vec ? w * a.vec[c] : w);
+    a.sum.p[row * a.sum.stride + c] = v;
+    return v;
+}
+
 /* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. A warp is a row of the
- * block, or all of it. */
+ * block, or all of it. With a.act, what comes out is quantized by way of shared memory. */
 template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds__(BLOCK) norm_kernel(cu_norm a)
 {
+    CU_DYNAMIC_SHARED(float, rows); /* (BLOCK / THREADS, width), with act */
     __shared__ float shared[THREADS / 32];
     uint32_t slices = a.n / a.width, unit = blockIdx.x * (BLOCK / THREADS) + threadIdx.y, row = unit / slices,
              c0 = unit % slices * a.width;
     if (row >= a.n_rows) return;
-    const float *x = a.x.p + row * a.x.stride + c0;
-    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER];
+    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER], *out = rows + threadIdx.y * a.width;
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
-        v[j] = i < a.width ? x[i] : 0.0f;
+        v[j] = i < a.width ? norm_input(a, row, c0 + i) : 0.0f;
         w[j] = i < a.width && a.weight ? a.weight[(c0 + i) % a.w_width] : 1.0f;
     }
     if (a.kind == KS_NORM_LAYER) {
@@ -51,7 +63,18 @@ template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds
         uint32_t i = threadIdx.x + j * THREADS;
         if (i >= a.width) continue;
         float r = v[j] * inv * (w[j] + a.w_offset);
-        y[i] = a.bias ? r + a.bias[(c0 + i) % a.w_width] : r;
+        y[i] = r = a.bias ? r + a.bias[(c0 + i) % a.w_width] : r;
+        if (a.act.q) out[i] = r;
+    }
+    if (!a.act.q) return;
+    if (THREADS == 32)
+        __syncwarp();
+    else
+        __syncthreads();
+    for (uint32_t col = threadIdx.x * 4; col / 128 * 128 < a.act.q_stride; col += THREADS * 4) {
+        float u[4];
+        for (uint32_t i = 0; i < 4; i++) u[i] = col + i < a.width ? out[col + i] : 0.0f;
+        quantize(u, row, col, a.width, a.act);
     }
 }
 
@@ -83,12 +106,13 @@ template <uint32_t THREADS> static void launch_norm(const cu_norm *a, uint32_t u
 {
     const uint32_t blocks = (units + BLOCK / THREADS - 1) / (BLOCK / THREADS);
     const dim3 block(THREADS, BLOCK / THREADS);
+    const size_t bytes = a->act.q ? BLOCK / THREADS * a->width * sizeof(float) : 0;
     if (a->width <= 4 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 4>), blocks, block, 0, s)(*a);
+        CU_LAUNCH((norm_kernel<THREADS, 4>), blocks, block, bytes, s)(*a);
     else if (a->width <= 8 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 8>), blocks, block, 0, s)(*a);
+        CU_LAUNCH((norm_kernel<THREADS, 8>), blocks, block, bytes, s)(*a);
     else if (a->width <= 32 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 32>), blocks, block, 0, s)(*a);
+        CU_LAUNCH((norm_kernel<THREADS, 32>), blocks, block, bytes, s)(*a);
     else
         CU_LAUNCH(wide_norm_kernel, units, BLOCK, 0, s)(*a);
 }
@@ -103,21 +127,26 @@ void cu_launch_norm(const cu_norm *a, cu_stream s)
         launch_norm<BLOCK>(a, units, s);
 }
 
-static __global__ void rope_kernel(cu_rope a)
+/* Pair i of a head whose columns are x. */
+static __device__ __forceinline__ void rotate(const cu_rope &a, uint32_t row, float *x, uint32_t i)
 {
-    uint32_t half = a.rot_dim / 2, i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
-    if (i >= half * a.n_heads) return;
-    uint32_t h = i / half;
-    i %= half;
+    uint32_t half = a.rot_dim / 2;
     float angle = __fmul_rn((float)a.pos[row], a.inv_freq[i]), sn, cs;
     sincosf(angle, &sn, &cs);
     sn *= a.mscale;
     cs *= a.mscale;
-    float *x = a.x.p + row * a.x.stride + (size_t)h * a.head_dim + a.rot_begin;
+    x += a.rot_begin;
     float *p = a.kind == KS_ROPE_HALF ? x + i : x + 2 * i, *q = a.kind == KS_ROPE_HALF ? x + i + half : x + 2 * i + 1;
     float u = *p, v = *q;
     *p = u * cs - v * sn;
     *q = v * cs + u * sn;
+}
+
+static __global__ void rope_kernel(cu_rope a)
+{
+    uint32_t half = a.rot_dim / 2, i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    if (i >= half * a.n_heads) return;
+    rotate(a, row, a.x.p + row * a.x.stride + (size_t)(i / half) * a.head_dim, i % half);
 }
 
 void cu_launch_rope(const cu_rope *a, cu_stream s)
@@ -249,25 +278,76 @@ void cu_launch_embed(const void *x, uint32_t type, cu_reg y, float scale, uint32
 
 /* ---- the cache */
 
+/* Column i of row r of a.x, whose value is v. */
+static __device__ __forceinline__ void append_at(const cu_append &a, uint32_t r, uint32_t i, float v)
+{
+    const cu_seq s = a.seqs[a.row_seq[r]];
+    uint32_t pos = s.pos + (r - s.row), page = a.pages[s.page_at + pos / a.cache.page_tok];
+    size_t at = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col + i;
+    uint8_t *p = a.cache.p + page * a.cache.page_bytes;
+    if (a.cache.type == KS_T_F32)
+        ((float *)p)[at] = v;
+    else if (a.cache.type == KS_T_BF16)
+        ((uint16_t *)p)[at] = f32_to_bf16(v);
+    else
+        p[at] = f32_to_e4m3(v);
+}
+
 struct append_fn {
     cu_append a;
-    __device__ void operator()(uint32_t r, uint32_t i) const
-    {
-        const cu_seq s = a.seqs[a.row_seq[r]];
-        uint32_t pos = s.pos + (r - s.row), page = a.pages[s.page_at + pos / a.cache.page_tok];
-        size_t at = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col + i;
-        uint8_t *p = a.cache.p + page * a.cache.page_bytes;
-        float v = a.x.p[r * a.x.stride + i];
-        if (a.cache.type == KS_T_F32)
-            ((float *)p)[at] = v;
-        else if (a.cache.type == KS_T_BF16)
-            ((uint16_t *)p)[at] = f32_to_bf16(v);
-        else
-            p[at] = f32_to_e4m3(v);
-    }
+    __device__ void operator()(uint32_t r, uint32_t i) const { append_at(a, r, i, a.x.p[r * a.x.stride + i]); }
 };
 
 void cu_launch_append(const cu_append *a, cu_stream s)
 {
     each(a->n_rows, a->n, s, append_fn { *a });
+}
+
+/* A warp has a head of a row. The norm's order of sums is that of norm_kernel with 32 threads. */
+static __device__ void norm_head(const cu_norm &a, uint32_t c0, float *x)
+{
+    uint32_t lane = threadIdx.x;
+    float mean = 0, ss = 0;
+    if (a.kind == KS_NORM_LAYER) {
+        for (uint32_t i = lane; i < a.width; i += 32) mean = __fadd_rn(mean, x[i]);
+        mean = __fdiv_rn(warp_sum(mean), (float)a.width);
+    }
+    for (uint32_t i = lane; i < a.width; i += 32) {
+        float v = x[i] - mean;
+        ss = __fmaf_rn(v, v, ss);
+    }
+    ss = warp_sum(ss);
+    float inv = __fdiv_rn(1.0f, __fsqrt_rn((a.kind == KS_NORM_L2 ? ss : __fdiv_rn(ss, (float)a.width)) + a.eps));
+    for (uint32_t i = lane; i < a.width; i += 32) {
+        uint32_t c = (c0 + i) % a.w_width;
+        float r = (x[i] - mean) * inv * ((a.weight ? a.weight[c] : 1.0f) + a.w_offset);
+        x[i] = a.bias ? r + a.bias[c] : r;
+    }
+}
+
+static __global__ void __launch_bounds__(32) heads_kernel(const __grid_constant__ cu_heads a)
+{
+    __shared__ float x[CU_HEAD_WIDTH];
+    uint32_t lane = threadIdx.x, row = blockIdx.x, head = blockIdx.y, i = 0;
+    while (head >= a.of[i].n_heads) head -= a.of[i++].n_heads;
+    const cu_head &h = a.of[i];
+    uint32_t c0 = head * h.width;
+    float *at = h.x.p + row * h.x.stride + c0;
+    for (uint32_t c = lane; c < h.width; c += 32) x[c] = at[c];
+    __syncwarp();
+    if (h.norm.width) norm_head(h.norm, c0, x);
+    __syncwarp();
+    for (uint32_t p = lane; p < h.rope.rot_dim / 2; p += 32) rotate(h.rope, row, x, p);
+    __syncwarp();
+    for (uint32_t c = lane; c < h.width; c += 32) {
+        if (h.norm.width || h.rope.rot_dim) at[c] = x[c];
+        if (h.append.cache.p) append_at(h.append, row, c0 + c, x[c]);
+    }
+}
+
+void cu_launch_heads(const cu_heads *a, cu_stream s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < CU_HEADS; i++) n += a->of[i].n_heads;
+    if (a->n_rows && n) CU_LAUNCH(heads_kernel, dim3(a->n_rows, n), 32, 0, s)(*a);
 }

@@ -39,6 +39,16 @@ static inline uint32_t cu_tiles(uint32_t n_rows)
     return (n_rows + CU_TILE_ROWS - 1) / CU_TILE_ROWS;
 }
 
+/* A matrix of several that are one launch. */
+#define CU_MATRICES 4u
+typedef struct cu_matrix {
+    const uint8_t *w;
+    float *y;
+    size_t y_stride;
+    const float *bias;
+    uint32_t n_out, _pad;
+} cu_matrix;
+
 /* y = W x + bias for one or many matrices in T16. Matrix z of n_mat: refs[z], or, without refs, w + z * w_stride with
  * n_rows rows from 0. Row p reads row (rows ? rows[p] : p) * x_mul + z * x_add of the input (x_add without refs only)
  * and writes y + p * y_stride + z * y_mat. */
@@ -59,7 +69,9 @@ typedef struct cu_matmul {
     size_t y_stride, y_mat;
     const float *bias; /* of matrix m: bias + m * bias_stride; NULL: none */
     size_t bias_stride;
-    float scale, softcap; /* after the sum: y *= scale, then softcap * tanh(y / softcap) where it is not 0 */
+    float scale, softcap;      /* after the sum: y *= scale, then softcap * tanh(y / softcap) where it is not 0 */
+    uint32_t n_of, _pad2;      /* 0, or the matrices that share all but what is in `of`: I8, I4 and MXFP4, no refs */
+    cu_matrix of[CU_MATRICES]; /* and at most 16 rows */
 } cu_matmul;
 
 void cu_launch_matmul(const cu_matmul *m, cu_stream s);
@@ -72,11 +84,17 @@ typedef struct cu_reg {
 } cu_reg;
 
 /* ---- ops over rows: the fields of the SDK's ks_*_args */
+#define CU_NORM_ROW 8192u /* columns of a row that may have `added` or `act` */
 typedef struct cu_norm {
     uint32_t kind, n_rows, n, width, w_width, _pad;
     float eps, w_offset;
     cu_reg x, y;
     const float *weight, *bias;
+    /* p NULL: none. What is normed is sum = fx x + fy added (* vec), n being width. */
+    cu_reg added, sum;
+    const float *vec;
+    float fx, fy;
+    cu_act act; /* of y, n being width; q NULL: none */
 } cu_norm;
 void cu_launch_norm(const cu_norm *a, cu_stream s);
 
@@ -134,6 +152,24 @@ typedef struct cu_append {
     const uint32_t *pages;
 } cu_append;
 void cu_launch_append(const cu_append *a, cu_stream s);
+
+/* What happens to queries, keys and values on their way to attention, head by head in one launch: a norm (width 0:
+ * none), a rotation (rot_dim 0: none), both in place, and a copy into the cache (cache.p NULL: none). */
+#define CU_HEADS 3u
+#define CU_HEAD_WIDTH 256u
+typedef struct cu_head {
+    uint32_t n_heads, width; /* at most CU_HEAD_WIDTH */
+    cu_reg x;
+    cu_norm norm; /* x and y do not matter, here and in rope and append */
+    cu_rope rope;
+    cu_append append;
+} cu_head;
+
+typedef struct cu_heads {
+    uint32_t n_rows, _pad;
+    cu_head of[CU_HEADS];
+} cu_heads;
+void cu_launch_heads(const cu_heads *a, cu_stream s);
 
 #define CU_ATTN_QUERIES 16u /* (row, head) pairs of a block */
 #define CU_ATTN_MAX_D 640u  /* d_k and d_v */

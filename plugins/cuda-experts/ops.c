@@ -4,8 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-#define FEW_ROWS 16u
-
 /* ---- what several ops share */
 
 void cu_quantize(cu_dev *d, int16_t reg)
@@ -61,7 +59,7 @@ static int op_embed(cu_dev *d, const ks_op *op, ks_err *err)
     size_t row = (size_t)w->n_in * ks_type_bits(w->type) / 8, bytes = d->batch->n_rows * row;
     const uint8_t *host = d->embed_host + d->first_row * row;
     atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
-    if (d->batch->n_rows <= FEW_ROWS) {
+    if (d->batch->n_rows <= CU_FEW_ROWS) {
         cu_launch_embed(host, w->type, d->regs[op->out[0]].r, op->f[0], d->batch->n_rows, w->n_in, d->compute);
         return 0;
     }
@@ -70,29 +68,34 @@ static int op_embed(cu_dev *d, const ks_op *op, ks_err *err)
     return rc;
 }
 
-static int op_norm(cu_dev *d, const ks_op *op, ks_err *err)
+cu_norm cu_norm_of(const cu_dev *d, const ks_op *op)
 {
     const struct dev_reg *x = &d->regs[op->in[0]];
-    cu_norm a = { .kind = op->u.norm.kind,
-                  .n_rows = cu_rows(d, op->in[0]),
-                  .n = x->width,
-                  .width = op->u.norm.width,
-                  .w_width = op->u.norm.w_width,
-                  .eps = op->u.norm.eps,
-                  .w_offset = op->u.norm.w_offset,
-                  .x = x->r,
-                  .y = d->regs[op->out[0]].r,
-                  .weight = cu_vector(d, op->w[0]),
-                  .bias = cu_vector(d, op->w[1]) };
+    return (cu_norm) { .kind = op->u.norm.kind,
+                       .n_rows = cu_rows(d, op->in[0]),
+                       .n = x->width,
+                       .width = op->u.norm.width,
+                       .w_width = op->u.norm.w_width,
+                       .eps = op->u.norm.eps,
+                       .w_offset = op->u.norm.w_offset,
+                       .x = x->r,
+                       .y = d->regs[op->out[0]].r,
+                       .weight = cu_vector(d, op->w[0]),
+                       .bias = cu_vector(d, op->w[1]) };
+}
+
+static int op_norm(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    cu_norm a = cu_norm_of(d, op);
     (void)err;
     cu_launch_norm(&a, d->compute);
     return 0;
 }
 
-static int op_linear(cu_dev *d, const ks_op *op, ks_err *err)
+/* Quantizes the input where the matrix wants that. */
+cu_matmul cu_linear_of(cu_dev *d, const ks_op *op)
 {
     cu_matmul m = cu_matmul_of(d, op->w[0], cu_rows(d, op->in[0]));
-    (void)err;
     if (cu_is_quantized(m.type)) cu_quantize(d, op->in[0]);
     cu_set_input(&m, &d->regs[op->in[0]]);
     m.y = d->regs[op->out[0]].r.p;
@@ -100,37 +103,54 @@ static int op_linear(cu_dev *d, const ks_op *op, ks_err *err)
     m.bias = cu_vector(d, op->w[1]);
     m.scale = op->f[0];
     m.softcap = op->f[1];
+    return m;
+}
+
+static int op_linear(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    cu_matmul m = cu_linear_of(d, op);
+    (void)err;
     cu_launch_matmul(&m, d->compute);
     return 0;
 }
 
+cu_rope cu_rope_of(const cu_dev *d, const ks_op *op)
+{
+    return (cu_rope) { .kind = op->u.rope.kind,
+                       .n_rows = d->batch->n_rows,
+                       .n_heads = op->u.rope.n_heads,
+                       .head_dim = op->u.rope.head_dim,
+                       .rot_dim = op->u.rope.rot_dim,
+                       .rot_begin = op->u.rope.rot_begin,
+                       .mscale = op->u.rope.mscale,
+                       .inv_freq = cu_vector(d, op->w[0]),
+                       .pos = d->step.pos,
+                       .x = d->regs[op->in[0]].r };
+}
+
 static int op_rope(cu_dev *d, const ks_op *op, ks_err *err)
 {
-    cu_rope a = { .kind = op->u.rope.kind,
-                  .n_rows = d->batch->n_rows,
-                  .n_heads = op->u.rope.n_heads,
-                  .head_dim = op->u.rope.head_dim,
-                  .rot_dim = op->u.rope.rot_dim,
-                  .rot_begin = op->u.rope.rot_begin,
-                  .mscale = op->u.rope.mscale,
-                  .inv_freq = cu_vector(d, op->w[0]),
-                  .pos = d->step.pos,
-                  .x = d->regs[op->in[0]].r };
+    cu_rope a = cu_rope_of(d, op);
     (void)err;
     cu_launch_rope(&a, d->compute);
     return 0;
 }
 
+cu_append cu_append_of(const cu_dev *d, int16_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col)
+{
+    return (cu_append) { .x = d->regs[reg].r,
+                         .cache = { cache, page_bytes, d->bind.kv_type, stride, d->bind.page_tok, 0 },
+                         .n_rows = d->batch->n_rows,
+                         .n = d->regs[reg].width,
+                         .col = col,
+                         .row_seq = d->step.row_seq,
+                         .seqs = d->step.seqs,
+                         .pages = d->step.pages };
+}
+
 static void append(cu_dev *d, int16_t reg, uint8_t *cache, size_t page_bytes, uint32_t stride, uint32_t col)
 {
-    cu_append a = { .x = d->regs[reg].r,
-                    .cache = { cache, page_bytes, d->bind.kv_type, stride, d->bind.page_tok, 0 },
-                    .n_rows = d->batch->n_rows,
-                    .n = d->regs[reg].width,
-                    .col = col,
-                    .row_seq = d->step.row_seq,
-                    .seqs = d->step.seqs,
-                    .pages = d->step.pages };
+    cu_append a = cu_append_of(d, reg, cache, page_bytes, stride, col);
     cu_launch_append(&a, d->compute);
 }
 
@@ -169,13 +189,11 @@ static int attend(cu_dev *d, cu_attn *a, int32_t sel, ks_err *err)
     return cu_check(d, (cudaError_t)rc, "attention", err);
 }
 
-static int op_attn(cu_dev *d, const ks_op *op, ks_err *err)
+int cu_attend(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const struct dev_state *st = &d->states[op->state];
     uint32_t kw = d->regs[op->in[1]].width, vw = d->regs[op->in[2]].width, page_tok = d->bind.page_tok,
              type = d->bind.kv_type;
-    append(d, op->in[1], st->k, st->k_page_bytes, kw, 0);
-    append(d, op->in[2], st->v, st->v_page_bytes, vw, 0);
     cu_attn a = { .n_heads = op->u.attn.n_heads,
                   .n_kv_heads = op->u.attn.n_kv_heads,
                   .d_k = op->u.attn.d_k,
@@ -192,6 +210,14 @@ static int op_attn(cu_dev *d, const ks_op *op, ks_err *err)
                   .v = { st->v, st->v_page_bytes, type, vw, page_tok, 0 },
                   .sinks = cu_vector(d, op->w[0]) };
     return attend(d, &a, op->u.attn.sel, err);
+}
+
+static int op_attn(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    const struct dev_state *st = &d->states[op->state];
+    append(d, op->in[1], st->k, st->k_page_bytes, d->regs[op->in[1]].width, 0);
+    append(d, op->in[2], st->v, st->v_page_bytes, d->regs[op->in[2]].width, 0);
+    return cu_attend(d, op, err);
 }
 
 /* Queries become latent rows, attend over the latent cache, and what comes out is expanded head by head. */
@@ -372,7 +398,7 @@ static int to_host(cu_dev *d, const struct dev_reg *r, uint32_t n_rows, float *d
         "results on their way to the host", err);
 }
 
-static int op_tap(cu_dev *d, const ks_op *op, ks_err *err)
+int cu_tap(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const struct dev_reg *x = &d->regs[op->in[0]];
     if (!d->batch->taps) return 0;
@@ -447,7 +473,7 @@ static const op_fn op_table[] = {
     [KS_OP_EMBED] = op_embed,     [KS_OP_NORM] = op_norm, [KS_OP_LINEAR] = op_linear, [KS_OP_ROPE] = op_rope,
     [KS_OP_ATTN] = op_attn,       [KS_OP_MLA] = op_mla,   [KS_OP_CONV] = op_conv,     [KS_OP_DELTA] = op_delta,
     [KS_OP_ROUTE] = op_route,     [KS_OP_MLP] = op_mlp,   [KS_OP_ADD] = op_add,       [KS_OP_MUL] = op_mul,
-    [KS_OP_SELECT] = op_select,   [KS_OP_TAP] = op_tap,   [KS_OP_QSCALE] = op_qscale, [KS_OP_CLAMP] = op_clamp,
+    [KS_OP_SELECT] = op_select,   [KS_OP_TAP] = cu_tap,   [KS_OP_QSCALE] = op_qscale, [KS_OP_CLAMP] = op_clamp,
     [KS_OP_INDEXER] = op_indexer, [KS_OP_EXPERTS] = NULL, /* cu_experts_run, which needs the op's index */
 };
 
@@ -497,7 +523,7 @@ int cu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks
 
 /* ---- run */
 
-static void touch(cu_dev *d, int16_t reg)
+void cu_touch(cu_dev *d, int16_t reg)
 {
     if (reg < 0) return;
     for (uint32_t i = 0; i < d->n_acts; i++)
@@ -524,8 +550,8 @@ static int run_op(cu_dev *d, uint32_t i, ks_err *err)
     if (!d->mine[i])
         return ks_fail(err, KS_E_UNSUPPORTED, "op %u (kind %u) is not one this device can run", i, op->kind);
     int rc = op->kind == KS_OP_EXPERTS ? cu_experts_run(d, op, i, err) : op_table[op->kind](d, op, err);
-    touch(d, op->out[0]);
-    touch(d, op->out[1]);
+    cu_touch(d, op->out[0]);
+    cu_touch(d, op->out[1]);
     if (!rc && op->out[0] >= 0 && op->out[0] == d->g->logits)
         rc = to_host(d, &d->regs[op->out[0]], d->batch->n_out, through_host(d) ? d->out_host : d->batch->logits, err);
     return rc;
@@ -536,7 +562,11 @@ static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, ui
 {
     int rc = 0;
     cu_piece_enter(d, piece);
-    for (uint32_t i = begin; i < end && !rc; i++) rc = run_op(d, i, err);
+    for (uint32_t i = begin, n; i < end && !rc; i += n) {
+        n = cu_fused(d, i, end);
+        rc = n ? cu_run_fused(d, i, err) : run_op(d, i, err);
+        n = cu_max(n, 1);
+    }
     if (rc || end == op_end || d->n_pieces == 1) return rc;
     const ks_op *experts = cu_op(d->g, end);
     if (cu_is_quantized(cu_gweight(d->g, experts->w[0])->type)) cu_quantize(d, experts->in[0]);
