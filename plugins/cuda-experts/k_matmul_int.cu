@@ -65,52 +65,73 @@ static __device__ __forceinline__ bool find_tile(const cu_matmul &m, uint32_t la
     return *n != 0;
 }
 
-/* What a thread brings of every stage: always the same chunk of weights, of every SKIP-th strip, and of activations, of
- * every 16th row. What is not there is zeros. */
+/* What a thread brings of every stage: always the same chunk of weights, of every SKIP-th strip, of activations, of
+ * every 16th row, and of scales. What is not there is zeros. */
 template <uint32_t TYPE, uint32_t GROUP> struct loader {
     typedef stage<TYPE, GROUP> to_stage;
     static constexpr uint32_t W_BYTES = shape<TYPE, GROUP>::W_BYTES, CHUNKS = W_BYTES / 16;
-    static constexpr uint32_t SKIP = WARPS * 32 / CHUNKS, SCALES = sizeof(to_stage::w_scale[0]) / 16;
-    const cu_matmul &m;
-    const uint8_t *w;      /* of the first strip */
-    const uint32_t *x_row; /* shared */
-    uint32_t n_in, n_strips, n_rows;
+    static constexpr uint32_t SKIP = WARPS * 32 / CHUNKS, W_SCALES = sizeof(to_stage::w_scale[0]);
+    static constexpr uint32_t K_BYTES = TYPE == KS_T_I8 ? 16 : 8; /* of a strip, a column */
+    const uint32_t *x_row;                                        /* shared */
+    const uint8_t *w, *w_scale;                                   /* of the next stage, like the others */
+    const int8_t *x;
+    const float *x_scale;
+    size_t strip_bytes;
+    uint32_t q_stride, n_rows, n_strips, k, w_at, x_at; /* k: columns that are still to come; places in a stage */
+    bool whole;                                         /* all strips and columns of a stage are there, to the end */
 
-    __device__ __forceinline__ void fetch(to_stage &to, uint32_t st) const
+    __device__ __forceinline__ loader(const cu_matmul &m, const uint8_t *strip, const uint32_t *x_row, uint32_t n_in,
+                                      uint32_t n_strips, uint32_t n_rows)
+        : x_row(x_row), strip_bytes(m.strip_bytes), q_stride(m.act.q_stride), n_rows(n_rows), n_strips(n_strips),
+          k(n_in), whole(n_in % 128 == 0 && n_strips >= STRIPS)
     {
-        const uint32_t s0 = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS, r0 = threadIdx.x / 8, x = threadIdx.x % 8;
-        const uint32_t k = st * 128 + x * 16, left = (n_in - st * 128) * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
-        const uint32_t n = c * 16 < left ? n_strips : 0, x_bytes = k < m.act.q_stride ? 16 : 0;
-        const uint8_t *from = w + s0 * m.strip_bytes + st * W_BYTES + c * 16;
+        const uint32_t i = threadIdx.x, s = i / CHUNKS, c = i % CHUNKS;
+        w = strip + s * strip_bytes + c * 16;
+        w_scale = strip + i / (W_SCALES / 16) * strip_bytes + (size_t)n_in * K_BYTES + i % (W_SCALES / 16) * 16;
+        x = m.act.q + i % 8 * 16;
+        x_scale = m.act.scale + (size_t)x_row[i % CU_TILE_ROWS] * m.act.scale_stride;
+        w_at = s * W_BYTES + w_chunk<TYPE>(c) * 16;
+        x_at = i / 8 * 128 + x_chunk(i / 8, i % 8) * 16;
+    }
+
+    __device__ __forceinline__ void fetch(to_stage &to)
+    {
+        const uint32_t i = threadIdx.x, s = i / CHUNKS, n = i % CHUNKS * 16 < k * K_BYTES ? n_strips : 0;
 #pragma unroll
         for (uint32_t j = 0; j < STRIPS; j += SKIP)
-            cp_async_16(&to.w[s0 + j][w_chunk<TYPE>(c) * 16], from + j * m.strip_bytes, s0 + j < n ? 16 : 0);
+            cp_async_16(&to.w[j][w_at], w + j * strip_bytes, whole || s + j < n ? 16 : 0);
 #pragma unroll
         for (uint32_t j = 0; j < CU_TILE_ROWS; j += WARPS * 4) {
             if (j >= n_rows) break;
-            cp_async_16(&to.x[r0 + j][x_chunk(r0, x) * 16], m.act.q + (size_t)x_row[r0 + j] * m.act.q_stride + k,
-                        x_bytes);
+            cp_async_16(&to.x[j][x_at], x + (size_t)x_row[i / 8 + j] * q_stride, i % 8 * 16 < k ? 16 : 0);
         }
-        uint32_t i = threadIdx.x, s = i / SCALES;
-        if (s < STRIPS) {
-            size_t at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8 + st * sizeof to.w_scale[0] + i % SCALES * 16;
-            cp_async_16(&to.w_scale[s][i % SCALES * 16], w + s * m.strip_bytes + at,
-                        s < n_strips && at < m.strip_bytes ? 16 : 0);
+        if (i < STRIPS * W_SCALES / 16) {
+            const uint32_t of = i / (W_SCALES / 16), at = i % (W_SCALES / 16) * 16,
+                           g = at * (128 / GROUP) / W_SCALES * GROUP;
+            cp_async_16(&to.w_scale[0][i * 16], w_scale, of < n_strips && g < k ? 16 : 0);
         }
-        if (i < CU_TILE_ROWS) cp_async_4(&to.x_scale[i], m.act.scale + (size_t)x_row[i] * m.act.scale_stride + st);
+        if (i < CU_TILE_ROWS) cp_async_4(&to.x_scale[i], x_scale);
+        w += W_BYTES;
+        w_scale += W_SCALES;
+        x += 128;
+        x_scale++;
+        k -= min(k, 128u);
     }
 };
 
-/* A lane's operands A of 32 columns of its strip. */
+/* A lane's operands A of 32 columns of its strip. zero: is 0, which the compiler must not know: each operand has to be
+ * in four neighbouring registers, but what is loaded at once is half of two. Taken for a plain move, that would be done
+ * again at every use. */
 template <uint32_t TYPE, uint32_t GROUP>
-static __device__ __forceinline__ void load_a(frag a[2], const uint8_t *strip, uint32_t step, uint32_t g, uint32_t t)
+static __device__ __forceinline__ void load_a(frag a[2], const uint8_t *strip, uint32_t step, uint32_t g, uint32_t t,
+                                              uint32_t zero)
 {
     uint32_t kb = GROUP == 32 ? 4 * step + t : 8 * (step / 2) + 2 * t + step % 2; /* of 8 columns */
     if (TYPE == KS_T_I8) {
         uint4 u = *(const uint4 *)(strip + w_chunk<TYPE>(kb * 8 + g % 4) * 16);
         uint4 v = *(const uint4 *)(strip + w_chunk<TYPE>(kb * 8 + 4 + g % 4) * 16);
-        a[0] = frag { { u.x, u.y, v.x, v.y } };
-        a[1] = frag { { u.z, u.w, v.z, v.w } };
+        a[0] = frag { { u.x ^ zero, u.y ^ zero, v.x ^ zero, v.y ^ zero } };
+        a[1] = frag { { u.z ^ zero, u.w ^ zero, v.z ^ zero, v.w ^ zero } };
         return;
     }
     uint4 u = *(const uint4 *)(strip + w_chunk<TYPE>(kb * 4 + g % 4) * 16);
@@ -159,14 +180,14 @@ static __device__ __forceinline__ void scales_of(float w[4], const uint8_t *scal
 /* One weight group of one stage: acc[pair of 8 rows][8 rows][output of the lane's four, in two operands A]. */
 template <uint32_t TYPE, uint32_t GROUP>
 static __device__ __forceinline__ void add_group(float acc[PAIRS][2][2][4], const stage<TYPE, GROUP> &s, uint32_t i,
-                                                 uint32_t n_rows, uint32_t warp, uint32_t g, uint32_t t)
+                                                 uint32_t n_rows, uint32_t warp, uint32_t g, uint32_t t, uint32_t zero)
 {
     constexpr uint32_t STEPS = GROUP / 32;
     uint32_t strip = warp * 2 + g / 4;
     frag a[STEPS][2];
     float w[4];
 #pragma unroll
-    for (uint32_t k = 0; k < STEPS; k++) load_a<TYPE, GROUP>(a[k], s.w[strip], i * STEPS + k, g, t);
+    for (uint32_t k = 0; k < STEPS; k++) load_a<TYPE, GROUP>(a[k], s.w[strip], i * STEPS + k, g, t, zero);
     scales_of<TYPE, GROUP>(w, s.w_scale[strip], i, g);
 #pragma unroll
     for (uint32_t p = 0; p < PAIRS; p++) {
@@ -229,7 +250,7 @@ static __device__ __forceinline__ void store_sums(const float acc[PAIRS][2][2][4
 }
 
 template <uint32_t TYPE, uint32_t GROUP>
-static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m)
+static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m, uint32_t zero)
 {
     typedef shape<TYPE, GROUP> S;
     CU_DYNAMIC_SHARED(uint8_t, shared);
@@ -242,20 +263,20 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m)
     for (uint32_t i = threadIdx.x; i < CU_TILE_ROWS; i += blockDim.x) /* rows that are not there read row p0 */
         x_row[i] = input_row(m, r.begin + p0 + (i < n ? i : 0), blockIdx.z);
     __syncthreads();
-    loader<TYPE, GROUP> from = { m, r.w + (size_t)s0 * m.strip_bytes, x_row, n_in, ceil_div(m.n_out, 16) - s0, n };
+    loader<TYPE, GROUP> from(m, r.w + (size_t)s0 * m.strip_bytes, x_row, n_in, ceil_div(m.n_out, 16) - s0, n);
     for (uint32_t st = 0; st < S::STAGES - 1; st++) {
-        if (st < n_stages) from.fetch(stages[st], st);
+        if (st < n_stages) from.fetch(stages[st]);
         cp_async_commit();
     }
     float acc[PAIRS][2][2][4] = {};
     for (uint32_t st = 0; st < n_stages; st++) {
         cp_async_wait<S::STAGES - 2>();
         __syncthreads(); /* this stage is there, and the one before is no longer read */
-        if (st + S::STAGES - 1 < n_stages) from.fetch(stages[(st + S::STAGES - 1) % S::STAGES], st + S::STAGES - 1);
+        if (st + S::STAGES - 1 < n_stages) from.fetch(stages[(st + S::STAGES - 1) % S::STAGES]);
         cp_async_commit();
 #pragma unroll
         for (uint32_t i = 0; i < S::PER; i++)
-            if (st * 128 + i * GROUP < n_in) add_group(acc, stages[st % S::STAGES], i, n, warp, g, t);
+            if (st * 128 + i * GROUP < n_in) add_group(acc, stages[st % S::STAGES], i, n, warp, g, t, zero);
     }
     store_sums(acc, m, r, p0, n, (s0 + warp * 2 + g / 4) * 16 + g % 4 * 4, t);
 }
@@ -271,7 +292,7 @@ template <uint32_t TYPE, uint32_t GROUP> static void launch_group(const cu_matmu
         tiles = most < tiles * m->n_mat ? most : tiles * m->n_mat;
     }
     dim3 grid((strips + STRIPS - 1) / STRIPS, tiles, m->refs ? 1 : m->n_mat);
-    CU_LAUNCH((many_kernel<TYPE, GROUP>), grid, WARPS * 32, bytes, s)(*m);
+    CU_LAUNCH((many_kernel<TYPE, GROUP>), grid, WARPS * 32, bytes, s)(*m, 0);
 }
 
 template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
