@@ -124,6 +124,12 @@ struct cu_line {
     double w, n, nn, t, nt;
 };
 
+/* One of two ways to run a step. */
+struct cu_way {
+    double ns;  /* least that one took lately */
+    uint32_t n; /* that were measured */
+};
+
 /* Steps of few rows, whose cold experts are computed where they lie: see shared.c. */
 struct cu_share {
     cu_mail *mail; /* pinned, like all that the device and the host exchange: NULL: nothing is shared */
@@ -139,8 +145,11 @@ struct cu_share {
     uint32_t *ops, n_ops;       /* (n_ops, a power of two) EXPERTS op of ticket t: ops[t % n_ops] */
     uint32_t offered, answered; /* tickets */
     cu_tally seen;
-    double link_ns;         /* of a byte that the device reads in place; 0: not known */
-    struct cu_line host[2]; /* ns of n experts on the host's cores, in steps of few rows, of more */
+    double link_ns;          /* of a byte that the device reads in place; 0: not known */
+    struct cu_line host[2];  /* ns of n experts on the host's cores, in steps of few rows, of more */
+    struct cu_way way[2][2]; /* of such steps: sharing with the host; alone */
+    uint32_t n_chosen;
+    bool alone; /* this step */
 };
 
 typedef struct cu_experts {
@@ -394,7 +403,9 @@ int cu_share_lay_out(cu_dev *d, ks_err *err); /* no call to the driver */
 int cu_share_fill(cu_dev *d, ks_err *err);    /* after the banks are pinned */
 void cu_share_unbind(cu_dev *d);
 bool cu_shares_with_host(const cu_dev *d);
-bool cu_shares(const cu_dev *d);            /* this step */
+bool cu_shares(const cu_dev *d); /* this step */
+void cu_share_choose(cu_dev *d);
+void cu_share_measured(cu_dev *d, uint64_t ns);
 int cu_share_begin(cu_dev *d, ks_err *err); /* of a run */
 int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err);
 int cu_share_drain(cu_dev *d, ks_err *err);  /* answers all that was offered: before whatever waits for the device */

@@ -610,6 +610,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err); /* of this thread */
     d->batch = b;
     d->step_rows = b->n_rows;
+    cu_share_choose(d);
     uint64_t launches = cu_n_launches;
     bool done = false;
     if (!rc) rc = prepare(d, b, op_begin, op_end, err);
@@ -624,6 +625,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
         if (!rc && rc2) rc = ks_fail(err, rc2, "%s", e.msg);
     }
     if (!rc) hand_out_logits(d, b, op_begin, op_end);
+    if (!rc && op_begin == d->bind.op_begin && op_end == d->bind.op_end) cu_share_measured(d, cu_now_ns() - t0);
     d->batch = NULL;
     atomic_fetch_add_explicit(&d->steps, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&d->rows, b->n_rows, memory_order_relaxed);

@@ -26,6 +26,9 @@
 #define HANDSHAKE_NS 4000 /* of an offer and its answer, beside the work */
 #define PATIENCE_S 20     /* unless set */
 #define FORGET 0.98       /* weight of what was measured before, an answer later */
+#define TRIES 6u          /* steps until a way's time is known: the first ones load kernels, and record */
+#define TRY_AGAIN 64u     /* one step in so many goes the other way */
+#define GROW 1.02         /* how much worse a way may look, a step, until it is measured so */
 #define RATE_BYTES ((size_t)64 << 20)
 
 static uint64_t patience_ns(const cu_dev *d)
@@ -175,9 +178,42 @@ static int send_split(cu_dev *d, ks_err *err)
                     "the experts' table", err);
 }
 
+/* Whether all cold experts of this step could be read in place. */
+static bool could_read(const cu_dev *d)
+{
+    const cu_experts *x = &d->ex;
+    bool all = d->step_rows <= d->opts->in_place;
+    for (uint32_t i = 0; i < x->n_banks; i++) all = all && x->banks[i].in_place;
+    return all;
+}
+
+/* Sharing takes a handshake a layer and cannot be recorded, so a link that is fast enough for all is the better for it.
+ * Which it is, measured steps say: each way is tried a few times, then the faster one is taken, and the other tried now
+ * and then. */
+void cu_share_choose(cu_dev *d)
+{
+    struct cu_share *s = &d->ex.share;
+    const struct cu_way *way = s->way[d->step_rows > FEW_ROWS];
+    s->alone = false;
+    if (!s->x || d->step_rows >= d->share_rows || d->bind.host_places != KS_PLACES_BY_RATE || !could_read(d)) return;
+    if (way[0].n < TRIES || way[1].n < TRIES)
+        s->alone = way[0].n >= TRIES;
+    else
+        s->alone = (way[1].ns < way[0].ns) != (++s->n_chosen % TRY_AGAIN == 0);
+}
+
+void cu_share_measured(cu_dev *d, uint64_t ns)
+{
+    struct cu_share *s = &d->ex.share;
+    if (!cu_shares(d)) return;
+    struct cu_way *way = &s->way[d->step_rows > FEW_ROWS][s->alone];
+    way->ns = way->n && way->ns * GROW < (double)ns ? way->ns * GROW : (double)ns;
+    way->n++;
+}
+
 static bool host_computes(const cu_dev *d)
 {
-    return d->ex.share.x && d->step_rows < d->share_rows;
+    return d->ex.share.x && d->step_rows < d->share_rows && !d->ex.share.alone;
 }
 
 bool cu_shares_with_host(const cu_dev *d)
@@ -190,12 +226,9 @@ bool cu_shares(const cu_dev *d)
 {
     const cu_experts *x = &d->ex;
     if (!x->n_ring || !x->n_banks || d->step_rows > d->piece_rows) return false;
-    bool host = host_computes(d), in_place = d->step_rows <= d->opts->in_place;
-    for (uint32_t i = 0; i < x->n_banks; i++) {
-        in_place = in_place && x->banks[i].in_place;
+    for (uint32_t i = 0; i < x->n_banks; i++)
         if ((uint64_t)d->step_rows * cu_op(d->g, x->banks[i].op)->u.mlp.k > x->cap_pairs) return false;
-    }
-    return host || in_place;
+    return host_computes(d) || could_read(d);
 }
 
 int cu_share_begin(cu_dev *d, ks_err *err)

@@ -86,6 +86,7 @@ static ks_split_ctx split;
 static cu_dev *gpu;
 static uint32_t places = KS_PLACES_BY_RATE;
 static uint64_t host_ns; /* of the last run, in experts that the host computed */
+static bool alone;       /* steps that did without the host were the faster ones */
 
 static int bind_by_rate(void *dev, const ks_bind *b, ks_err *err)
 {
@@ -134,6 +135,9 @@ static uint64_t run_shared(uint64_t seed, double link, double cpu, const int32_t
         fx_seq s = { .pos = pos, .n = 1 + i % 3, .ids = ids + pos };
         gpu->ex.share.link_ns = link; /* what was measured is of no use here */
         gpu->ex.share.host[0] = gpu->ex.share.host[1] = line_through_0(cpu);
+        gpu->ex.share.n_chosen = 0;
+        for (uint32_t k = 0; k < 4; k++)
+            gpu->ex.share.way[k / 2][k % 2] = (struct cu_way) { k % 2 == alone ? 1 : 2, 100 };
         must(fx_step(&f, &s, 1, logits + (size_t)pos * f.model.graph.n_vocab, NULL, &err), &err);
         pos += s.n;
     }
@@ -166,8 +170,13 @@ static void cold_experts_come_over_the_link_as_far_as_rates_say(void **state)
         assert_memory_equal(z[1], z[2], floats * sizeof(float));
     }
     assert_true(host_ns > 0);
+    alone = true; /* all come over the link, whatever rates say */
+    assert_true(run_shared(6, FIXED, FIXED, ids, z[1]) > none);
+    assert_int_equal(host_ns, 0);
+    alone = false;
     (void)run_shared(4, 1e-9, 1, ids, z[2]); /* all come over the link */
     assert_int_equal(host_ns, 0);
+    assert_memory_equal(z[1], z[2], floats * sizeof(float));
     for (size_t i = 0; i < floats; i++)
         for (uint32_t k = 1; k < 3; k++)
             if (!(z[k][i] - z[0][i] < 1e-4f && z[0][i] - z[k][i] < 1e-4f))
@@ -178,6 +187,38 @@ static void cold_experts_come_over_the_link_as_far_as_rates_say(void **state)
     fx_use_device(NULL);
     for (uint32_t k = 0; k < 3; k++) free(z[k]);
     ks_golden_fini(&g);
+}
+
+/* Both ways are measured, and then the faster is taken, but for one step in 64. */
+static void the_faster_way_is_taken(void **state)
+{
+    ks_err err;
+    fixture f;
+    int32_t id = 1;
+    uint32_t n[2] = { 0, 0 };
+    (void)state;
+    places = KS_PLACES_BY_RATE;
+    fx_use_device(choose_shared);
+    options = (cu_options) { .resident = SLOTS, .ring = 3, .in_place = 8 };
+    must(fx_open(&f, "qwen3_moe", "ref", 1, KS_T_F32, NULL, &err), &err);
+    float *logits = malloc(f.model.graph.n_vocab * sizeof *logits);
+    assert_non_null(logits);
+    struct cu_way *way = gpu->ex.share.way[0];
+    for (uint32_t i = 0; i < 140; i++) {
+        fx_seq s = { .n = 1, .ids = &id };
+        if (i == 12) { /* whatever they took here */
+            assert_true(way[0].n == 6 && way[1].n == 6 && way[0].ns > 0 && way[1].ns > 0);
+            way[0].ns = 1e12;
+            way[1].ns = 1e-3;
+        }
+        must(fx_step(&f, &s, 1, logits, NULL, &err), &err);
+        if (i >= 12) n[gpu->ex.share.alone]++;
+        if (i >= 12) way[0].ns = 1e12;
+    }
+    assert_int_equal(n[0], 2);
+    free(logits);
+    fx_close(&f);
+    fx_use_device(NULL);
 }
 
 /* ---- when one of the two does not come */
@@ -253,6 +294,7 @@ int main(void)
         cmocka_unit_test(a_host_that_comes_too_late_retires_the_device),
         cmocka_unit_test(every_failed_call_ends_the_wait),
         cmocka_unit_test(cold_experts_come_over_the_link_as_far_as_rates_say),
+        cmocka_unit_test(the_faster_way_is_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
