@@ -3,31 +3,40 @@
  * Keys and values enter exactly: BF16 as they are, E4M3 as F16. Beside BF16, queries and weights are the sum of two
  * numbers each, which keeps 17 bits; beside E4M3, which has 4, they are rounded once to F16 (queries after a power of
  * two has brought them to 1 .. 2). Sums are float; docs/numerics.md has the
- * bound. A warp has 16 or 32 queries, (row, head) pairs of one kv head. Keys come in blocks at absolute multiples; one
- * that a query does not see leaves its bits alone; spans of 1024 positions are reduced apart and merged in ascending
- * order. So, as in k_attn.cu, the bits of a row depend neither on its neighbours nor on whether spans have blocks of
- * their own. What spans have given so far waits in the output itself. */
+ * bound. A warp has 16 or 32 queries, (row, head) pairs of one kv head; where a block has no more than 16, its warps
+ * share them: each scores keys of its own, all weigh, each sums columns of its own, and no sum has another order. Keys
+ * come in blocks at absolute multiples; one that a query does not see leaves its bits alone; spans of 1024 positions
+ * are reduced apart and merged in ascending order. So, as in k_attn.cu, the bits of a row depend neither on its
+ * neighbours nor on whether spans have blocks of their own. What spans have given so far waits in the output itself. */
 #include "common.cuh"
 
 #define SPAN 1024u
 #define LOG2E 1.44269504088896341f
 
-/* MT: tiles of 16 queries of a warp; two read each key and value from shared memory half as often. */
+/* MT: tiles of 16 queries of a warp; two read each key and value from shared memory half as often. 0: all warps share
+ * one tile. */
 template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_> struct shape {
     static constexpr uint32_t DK = DK_, DV = DV_, WARPS = 4, THREADS = WARPS * 32;
-    static constexpr uint32_t MT = MT_, QUERIES = WARPS * MT * 16, KEYS = DK > 128 ? 32 : 64;
+    static constexpr bool SHARED = MT_ == 0, FP8 = FP8_;
+    static constexpr uint32_t MT = SHARED ? 1 : MT_, QUERIES = SHARED ? 16 : WARPS * MT * 16;
+    static constexpr uint32_t COLS = SHARED ? DV / WARPS : DV; /* of the output, that a warp sums */
+    static constexpr uint32_t KEYS = DK > 128 ? 32 : 64;
     static constexpr uint32_t K_ROW = DK + 8, V_ROW = DV + 8; /* no two rows of an ldmatrix share a bank */
-    static constexpr bool FP8 = FP8_;
+    static constexpr uint32_t X_ROW = KEYS + 8;               /* nor two of what warps exchange */
     static constexpr uint32_t PARTS = FP8 ? 1 : 2, Q_SIZE = QUERIES * K_ROW; /* numbers that a query or weight is */
     static constexpr uint32_t ELEM = FP8 ? 1 : 2, CHUNK = 16 / ELEM;         /* elements of 16 bytes of the cache */
     static constexpr size_t RAW = FP8 ? (size_t)KEYS * (DK + DV) : 0;
-    static constexpr size_t BYTES =
-        ((size_t)PARTS * Q_SIZE + (size_t)KEYS * (K_ROW + V_ROW)) * 2 + RAW + (FP8 ? QUERIES * 4 : 0);
+    static constexpr size_t BYTES = ((size_t)PARTS * Q_SIZE + (size_t)KEYS * (K_ROW + V_ROW)) * 2 + RAW +
+                                    (FP8 ? QUERIES * 4 : 0) + (SHARED ? QUERIES * X_ROW * 4 : 0);
+
+    /* Of this warp, in its block. */
+    static __device__ __forceinline__ uint32_t first_query(void) { return SHARED ? 0 : threadIdx.x / 32 * MT * 16; }
+    static __device__ __forceinline__ uint32_t first_col(void) { return SHARED ? threadIdx.x / 32 * COLS : 0; }
 };
 
 /* What a thread holds of its warp's queries: rows g and g + 8 of each tile. m counts in powers of two. */
 template <class S> struct state {
-    float m[S::MT][2], l[S::MT][2], o[S::MT][S::DV / 8][4];
+    float m[S::MT][2], l[S::MT][2], o[S::MT][S::COLS / 8][4];
 
     __device__ __forceinline__ void clear()
     {
@@ -36,7 +45,7 @@ template <class S> struct state {
             m[t][0] = m[t][1] = -INFINITY;
             l[t][0] = l[t][1] = 0;
 #pragma unroll
-            for (uint32_t n = 0; n < S::DV / 8; n++)
+            for (uint32_t n = 0; n < S::COLS / 8; n++)
                 for (uint32_t i = 0; i < 4; i++) o[t][n][i] = 0;
         }
     }
@@ -107,7 +116,8 @@ template <class S> struct flash {
     range r;                  /* positions that any query of the block sees */
     uint16_t *qs, *ks, *vs;
     uint8_t *raw_k, *raw_v;
-    float *factor; /* (QUERIES) of a score, in powers of two; E4M3 alone */
+    float *factor;   /* (QUERIES) of a score, in powers of two; E4M3 alone */
+    float *exchange; /* (QUERIES, X_ROW) scores; SHARED alone */
 
     /* Keys or values of the block at j0 set out for shared memory; each thread has chunks of its own. */
     template <uint32_t D, uint32_t ROW>
@@ -191,11 +201,16 @@ template <class S> struct flash {
         }
     }
 
-    __device__ __forceinline__ void scores(float c[S::MT][S::KEYS / 8][4]) const
+    /* Of N * 8 keys from `key` on. */
+    template <uint32_t N> __device__ __forceinline__ void scores(uint32_t key, float c[S::MT][N][4]) const
     {
-        uint32_t lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * S::MT * 16;
-        const uint16_t *q = qs + (q0 + lane % 16) * S::K_ROW + lane / 16 * 8;
-        const uint16_t *y = ks + (lane / 16 * 8 + lane % 8) * S::K_ROW + lane / 8 % 2 * 8;
+        uint32_t lane = threadIdx.x % 32;
+        const uint16_t *q = qs + (S::first_query() + lane % 16) * S::K_ROW + lane / 16 * 8;
+        const uint16_t *y = ks + (key + lane / 16 * 8 + lane % 8) * S::K_ROW + lane / 8 % 2 * 8;
+#pragma unroll
+        for (uint32_t t = 0; t < S::MT; t++)
+            for (uint32_t n = 0; n < N; n++)
+                for (uint32_t i = 0; i < 4; i++) c[t][n][i] = 0;
 #pragma unroll
         for (uint32_t k = 0; k < S::DK; k += 16) {
             uint32_t x[S::MT][4], rest[S::MT][4], b[4];
@@ -205,7 +220,7 @@ template <class S> struct flash {
                 if (S::PARTS == 2) ldmatrix_x4(rest[t], q + S::Q_SIZE + t * 16 * S::K_ROW + k);
             }
 #pragma unroll
-            for (uint32_t n = 0; n < S::KEYS / 16; n++) { /* two tiles of 8 keys each */
+            for (uint32_t n = 0; n < N / 2; n++) { /* two tiles of 8 keys each */
                 ldmatrix_x4(b, y + n * 16 * S::K_ROW + k);
 #pragma unroll
                 for (uint32_t t = 0; t < S::MT; t++) {
@@ -215,6 +230,30 @@ template <class S> struct flash {
                     if (S::PARTS == 2) mma<S::FP8>(c[t][2 * n + 1], rest[t], b[2], b[3]);
                 }
             }
+        }
+    }
+
+    /* Warps put down what they have scored; behind a barrier, each takes all. */
+    __device__ __forceinline__ void give_scores(void) const
+    {
+        uint32_t key = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4;
+        if (key >= S::KEYS) return;
+        float mine[S::MT][2][4], *to = exchange + g * S::X_ROW + key + threadIdx.x % 4 * 2;
+        scores<2>(key, mine);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            *(float2 *)(to + i % 2 * 8 * S::X_ROW + i / 2 * 8) =
+                make_float2(mine[0][i / 2][i % 2 * 2], mine[0][i / 2][i % 2 * 2 + 1]);
+    }
+
+    __device__ __forceinline__ void take_scores(float c[S::MT][S::KEYS / 8][4]) const
+    {
+        const float *from = exchange + threadIdx.x % 32 / 4 * S::X_ROW + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (uint32_t i = 0; i < S::KEYS / 4; i++) {
+            float2 v = *(const float2 *)(from + i % 2 * 8 * S::X_ROW + i / 2 * 8);
+            c[0][i / 2][i % 2 * 2] = v.x;
+            c[0][i / 2][i % 2 * 2 + 1] = v.y;
         }
     }
 
@@ -263,7 +302,7 @@ template <class S> struct flash {
                 sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
                 st.l[t][h] = __fadd_rn(__fmul_rn(st.l[t][h], f), sum);
 #pragma unroll
-                for (uint32_t n = 0; n < S::DV / 8; n++) {
+                for (uint32_t n = 0; n < S::COLS / 8; n++) {
                     st.o[t][n][2 * h] *= f;
                     st.o[t][n][2 * h + 1] *= f;
                 }
@@ -273,7 +312,7 @@ template <class S> struct flash {
     __device__ __forceinline__ void add_values(const float c[S::MT][S::KEYS / 8][4], state<S> &st) const
     {
         uint32_t lane = threadIdx.x % 32;
-        const uint16_t *v = vs + lane % 16 * S::V_ROW + lane / 16 * 8;
+        const uint16_t *v = vs + lane % 16 * S::V_ROW + lane / 16 * 8 + S::first_col();
 #pragma unroll
         for (uint32_t i = 0; i < S::KEYS / 16; i++) {
             uint32_t p[S::MT][4], rest[S::MT][4];
@@ -291,7 +330,7 @@ template <class S> struct flash {
                 rest[t][3] = pack_rest(y[2], y[3], p[t][3]);
             }
 #pragma unroll
-            for (uint32_t n = 0; n < S::DV / 8; n += 2) {
+            for (uint32_t n = 0; n < S::COLS / 8; n += 2) {
                 uint32_t b[4];
                 ldmatrix_x4_trans(b, v + i * 16 * S::V_ROW + n * 8);
 #pragma unroll
@@ -306,23 +345,25 @@ template <class S> struct flash {
     }
 };
 
-/* The queries of a warp, rounded, into shared memory; eight at a time, so that their bytes travel together. */
+/* A warp's part of the queries, rounded, into shared memory; up to eight at a time, so that their bytes travel
+ * together. base: the first of the block among those of its tile. */
 template <class S>
 static __device__ __forceinline__ void load_queries(const cu_attn &a, const cu_tile &tile, uint32_t kvh, uint32_t group,
-                                                    uint16_t *qs, float *factor)
+                                                    uint32_t base, uint16_t *qs, float *factor)
 {
+    constexpr uint32_t MINE = S::QUERIES / S::WARPS, N = MINE < 8 ? MINE : 8;
     uint32_t lane = threadIdx.x % 32, n_real = tile.n_rows * group;
-    for (uint32_t q0 = threadIdx.x / 32 * S::MT * 16, end = q0 + S::MT * 16; q0 < end; q0 += 8) {
-        float v[8][S::DK / 32];
+    for (uint32_t q0 = threadIdx.x / 32 * MINE, end = q0 + MINE; q0 < end; q0 += N) {
+        float v[N][S::DK / 32];
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            uint32_t q = q0 + i;
+        for (uint32_t i = 0; i < N; i++) {
+            uint32_t q = base + q0 + i;
             const float *x = a.q.p + (tile.row + q / group) * a.q.stride + (kvh * group + q % group) * a.q_head;
 #pragma unroll
             for (uint32_t n = 0; n < S::DK / 32; n++) v[i][n] = q < n_real ? x[n * 32 + lane] : 0.0f;
         }
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
+        for (uint32_t i = 0; i < N; i++) {
             float most = 0, by = 1, back = 1;
             if (S::FP8) {
 #pragma unroll
@@ -353,24 +394,24 @@ static __device__ __forceinline__ uint32_t first_seen(const cu_attn &a, uint32_t
 /* A span ends: it joins what came before it (m, l and the output), or becomes a part that merge_kernel will join. */
 template <class S>
 static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &tile, uint32_t kvh, uint32_t group,
-                                             uint32_t span, bool last, float m[S::MT][2], float l[S::MT][2],
-                                             const state<S> &st)
+                                             uint32_t base, uint32_t span, bool last, float m[S::MT][2],
+                                             float l[S::MT][2], const state<S> &st)
 {
-    uint32_t lane = threadIdx.x % 32, q0 = threadIdx.x / 32 * S::MT * 16;
+    uint32_t lane = threadIdx.x % 32, q0 = base + S::first_query(), col = S::first_col() + lane % 4 * 2;
 #pragma unroll
     for (uint32_t t = 0; t < S::MT; t++)
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
             uint32_t q = q0 + t * 16 + lane / 4 + 8 * h, row = tile.row + q / group, head = kvh * group + q % group;
             if (q >= tile.n_rows * group) continue;
-            float *o = a.o.p + row * a.o.stride + head * a.o_head + lane % 4 * 2;
+            float *o = a.o.p + row * a.o.stride + head * a.o_head + col;
             if (a.n_spans) {
                 o = a.part + (((size_t)row * a.n_heads + head) * a.n_spans + span) * (S::DV + 2);
-                o[0] = st.m[t][h]; /* four threads write the same */
+                o[0] = st.m[t][h]; /* several threads write the same */
                 o[1] = st.l[t][h];
-                o += 2 + lane % 4 * 2;
+                o += 2 + col;
 #pragma unroll
-                for (uint32_t n = 0; n < S::DV / 8; n++)
+                for (uint32_t n = 0; n < S::COLS / 8; n++)
                     *(float2 *)(o + n * 8) = make_float2(st.o[t][n][2 * h], st.o[t][n][2 * h + 1]);
                 continue;
             }
@@ -380,7 +421,7 @@ static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &ti
             float scale = 1, sum = 1;
             if (last) sum = with_sink(a, head, m[t][h], l[t][h], &scale);
 #pragma unroll
-            for (uint32_t n = 0; n < S::DV / 8; n++)
+            for (uint32_t n = 0; n < S::COLS / 8; n++)
                 for (uint32_t i = 0; i < 2; i++) {
                     float v = merged(begun ? o[n * 8 + i] : 0.0f, st.o[t][n][2 * h + i], f);
                     o[n * 8 + i] = last ? quotient(v, scale, sum) : v;
@@ -392,8 +433,9 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
 {
     CU_DYNAMIC_SHARED(uint8_t, shared);
     uint32_t group = a.n_heads / a.n_kv_heads, kvh = blockIdx.x % a.n_kv_heads, lane = threadIdx.x % 32;
-    uint32_t q0 = threadIdx.x / 32 * S::MT * 16;
-    cu_tile tile = a.tiles[a.n_tiles - 1 - blockIdx.x / a.n_kv_heads]; /* the last of a prompt see most: first */
+    uint32_t chunks = ceil_div(group, S::QUERIES), at = blockIdx.x / a.n_kv_heads;
+    uint32_t base = at % chunks * S::QUERIES, q0 = base + S::first_query();
+    cu_tile tile = a.tiles[a.n_tiles - 1 - at / chunks]; /* the last of a prompt see most: first */
     cu_seq s = a.seqs[tile.seq];
     uint32_t n_real = tile.n_rows * group, pos0 = s.pos + (tile.row - s.row);
     range r = { first_seen(a, pos0), pos0 + tile.n_rows };
@@ -401,9 +443,18 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
     uint16_t *qs = (uint16_t *)shared, *ks = qs + S::PARTS * S::Q_SIZE, *vs = ks + S::KEYS * S::K_ROW;
     uint8_t *raw = (uint8_t *)(vs + S::KEYS * S::V_ROW);
     uint32_t shift = a.k.page_tok & (a.k.page_tok - 1) ? 32 : (uint32_t)__ffs((int)a.k.page_tok) - 1;
-    flash<S> f = {
-        a, a.pages + s.page_at, kvh, shift, r, qs, ks, vs, raw, raw + S::KEYS * S::DK, (float *)(void *)(raw + S::RAW)
-    };
+    flash<S> f = { a,
+                   a.pages + s.page_at,
+                   kvh,
+                   shift,
+                   r,
+                   qs,
+                   ks,
+                   vs,
+                   raw,
+                   raw + S::KEYS * S::DK,
+                   (float *)(void *)(raw + S::RAW),
+                   (float *)(void *)(raw + S::RAW) + (S::FP8 ? S::QUERIES : 0) };
     float m[S::MT][2], l[S::MT][2], mul[S::MT][2];
     state<S> st;
     st.clear();
@@ -413,20 +464,23 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
             l[t][h] = 0;
         }
     if (r.begin >= r.end) { /* the same for all threads */
-        flush<S>(a, tile, kvh, group, blockIdx.y, true, m, l, st);
+        flush<S>(a, tile, kvh, group, base, blockIdx.y, true, m, l, st);
         return;
     }
     uint32_t j0 = r.begin / S::KEYS * S::KEYS;
     f.first(j0);
-    load_queries<S>(a, tile, kvh, group, qs, f.factor);
-    __syncwarp(); /* a warp reads its own alone */
+    load_queries<S>(a, tile, kvh, group, base, qs, f.factor);
+    if (S::SHARED)
+        __syncthreads();
+    else
+        __syncwarp(); /* a warp reads its own alone */
     uint32_t pos[S::MT][2], lo[S::MT][2];
     for (uint32_t t = 0; t < S::MT; t++)
         for (uint32_t h = 0; h < 2; h++) {
             uint32_t q = q0 + t * 16 + lane / 4 + 8 * h;
             pos[t][h] = pos0 + min(q, n_real - 1) / group;
             lo[t][h] = max(first_seen(a, pos[t][h]), r.begin);
-            mul[t][h] = S::FP8 ? f.factor[q] : a.scale * LOG2E;
+            mul[t][h] = S::FP8 ? f.factor[q - base] : a.scale * LOG2E;
         }
     bool works = q0 < n_real;
     uint32_t warp_pos = pos0 + min(q0, n_real - 1) / group,
@@ -436,19 +490,19 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
         bool sees = works && j0 <= warp_last && j0 + S::KEYS > warp_lo;
         float c[S::MT][S::KEYS / 8][4];
         f.take_k(j0);
-        if (sees) {
-#pragma unroll
-            for (uint32_t t = 0; t < S::MT; t++)
-                for (uint32_t n = 0; n < S::KEYS / 8; n++)
-                    for (uint32_t i = 0; i < 4; i++) c[t][n][i] = 0;
-            f.scores(c);
-            f.weigh(c, j0, j0 + S::KEYS - 1 > warp_pos || j0 < all_lo, pos, lo, mul, st);
+        if (S::SHARED) {
+            f.give_scores();
+            f.take_v(j0);
+            f.take_scores(c);
+        } else if (sees) {
+            f.template scores<S::KEYS / 8>(0, c);
         }
-        f.take_v(j0);
+        if (sees) f.weigh(c, j0, j0 + S::KEYS - 1 > warp_pos || j0 < all_lo, pos, lo, mul, st);
+        if (!S::SHARED) f.take_v(j0);
         if (sees) f.add_values(c, st);
         bool last = j0 + S::KEYS >= r.end;
         if (!last && (j0 + S::KEYS) % SPAN != 0) continue;
-        flush<S>(a, tile, kvh, group, j0 / SPAN, last, m, l, st);
+        flush<S>(a, tile, kvh, group, base, j0 / SPAN, last, m, l, st);
         st.clear();
     }
     cp_async_wait<0>();
@@ -478,16 +532,17 @@ template <class S> static int launch(const cu_attn *a, cu_stream s)
 {
     cudaError_t rc = cudaFuncSetAttribute(flash_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES);
     if (rc != cudaSuccess) return (int)rc;
-    dim3 grid(a->n_tiles * a->n_kv_heads, a->n_spans ? a->n_spans : 1);
+    uint32_t group = a->n_heads / a->n_kv_heads, chunks = (group + S::QUERIES - 1) / S::QUERIES;
+    dim3 grid(a->n_tiles * a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
     CU_LAUNCH(flash_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
     if (a->n_spans) CU_LAUNCH(join_kernel<S::DV>, (a->n_rows * a->n_heads + 3) / 4, 128, 0, s)(*a);
     return 0;
 }
 
-/* Where each block has one row, at most 16 queries, one tile a warp does: the same bits. */
+/* Where each block has one row, at most 16 queries, its warps share them: the same bits. */
 template <uint32_t D, bool FP8, uint32_t MT> static int launch_rows(const cu_attn *a, cu_stream s)
 {
-    return a->n_tiles == a->n_rows ? launch<shape<D, D, FP8, 1>>(a, s) : launch<shape<D, D, FP8, MT>>(a, s);
+    return a->n_tiles == a->n_rows ? launch<shape<D, D, FP8, 0>>(a, s) : launch<shape<D, D, FP8, MT>>(a, s);
 }
 
 /* What the kernel is compiled for; two tiles a warp where registers and shared memory hold them. */

@@ -158,8 +158,10 @@ static void one_shape(const shape *s)
     if (!(worst < bound)) fail_msg("off by %g, %g is allowed", worst, bound);
     run(&w, true, 0, s->n_rows, rows, true, other);
     assert_memory_equal(one, other, n * sizeof *one); /* spans side by side */
-    run(&w, true, 0, s->n_rows, 1, false, other);
-    assert_memory_equal(one, other, n * sizeof *one); /* one row a block */
+    for (int spans = 0; spans < 2; spans++) {         /* one row a block: its warps share the queries */
+        run(&w, true, 0, s->n_rows, 1, spans != 0, other);
+        assert_memory_equal(one, other, n * sizeof *one);
+    }
     for (uint32_t r = 0; r < s->n_rows; r += 3)
         run(&w, true, r, s->n_rows - r < 3 ? s->n_rows - r : 3, rows, r % 2, other);
     assert_memory_equal(one, other, n * sizeof *one); /* in pieces of three rows */
