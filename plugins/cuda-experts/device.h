@@ -171,6 +171,7 @@ typedef struct cu_experts {
     void **registered;                 /* host memory pinned for DMA */
     uint32_t n_registered;
     /* of the op that runs */
+    const ks_op *route;                                  /* that is its part, too; NULL: is done */
     uint32_t *begin, *begin_host, *pair_row, *slot_pair; /* host: pinned */
     float *pair_weight, *gate_up, *hidden, *out;
     cu_act hidden_act;
@@ -385,6 +386,8 @@ int cu_copy_expert(cu_dev *d, const struct dev_bank *b, uint32_t e, uint8_t *to,
 int cu_copy_experts(cu_dev *d, const struct dev_bank *b, uint32_t e, uint32_t n, uint8_t *to, ks_err *err);
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 
+int cu_choose_experts(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint32_t how, const cu_offer *offer,
+                      ks_err *err);
 void cu_products(cu_dev *d, const struct cu_job *j);
 /* Adds pairs [first, first + n), which the workspaces hold, to the sums of their rows; 0: those are begun. */
 void cu_combine_some(cu_dev *d, const ks_op *op, uint32_t first, uint32_t n);
@@ -441,6 +444,7 @@ size_t cu_step_bytes(const cu_dev *d);
 int cu_fuse_lay_out(cu_dev *d, ks_err *err);
 uint32_t cu_fused(const cu_dev *d, uint32_t first, uint32_t end); /* ops that are one launch now; 0: only this one */
 int cu_run_fused(cu_dev *d, uint32_t first, ks_err *err);
+const ks_op *cu_route_before(const cu_dev *d, uint32_t experts); /* ROUTE that the EXPERTS op may do; NULL: none */
 
 /* graph.c: *ret_done: the step is launched. */
 int cu_graph_run(cu_dev *d, const ks_batch *b, uint32_t begin, uint32_t end, bool *ret_done, ks_err *err);
@@ -450,6 +454,7 @@ void cu_graphs_drop(cu_dev *d);
 int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
 int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err);
 void cu_quantize(cu_dev *d, int16_t reg);
+cu_route cu_route_of(const cu_dev *d, const ks_op *op);
 void cu_touch(cu_dev *d, int16_t reg); /* it is written: its quantized copy is another's */
 cu_norm cu_norm_of(const cu_dev *d, const ks_op *op);
 cu_rope cu_rope_of(const cu_dev *d, const ks_op *op);

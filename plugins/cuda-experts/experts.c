@@ -295,12 +295,42 @@ void cu_combine_pairs(cu_dev *d, const ks_op *op)
     cu_combine_some(d, op, 0, d->batch->n_rows * op->u.mlp.k);
 }
 
+static void quantize_input(cu_dev *d, const ks_op *op)
+{
+    if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
+}
+
+/* Pairs by expert; `offer`, or, with how CU_CHOOSE_REFS, where to find those that all are here. */
+int cu_choose_experts(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint32_t how, const cu_offer *offer,
+                      ks_err *err)
+{
+    cu_experts *x = &d->ex;
+    const struct dev_reg *route = &d->regs[op->in[1]];
+    cu_choose c = { .how = how };
+    c.sort = (cu_sort) { .n_rows = d->batch->n_rows,
+                         .k = op->u.mlp.k,
+                         .n_experts = b->n_experts,
+                         .route = route->r.p,
+                         .route_stride = route->r.stride,
+                         .begin = x->begin,
+                         .pair_row = x->pair_row,
+                         .pair_weight = x->pair_weight,
+                         .slot_pair = x->slot_pair,
+                         .heat = op->layer < d->g->n_layers ? x->heat + (size_t)op->layer * d->g->n_experts : NULL };
+    if (offer) c.offer = *offer;
+    if (x->route) c.route = cu_route_of(d, x->route);
+    return cu_check(d, (cudaError_t)cu_launch_choose(&c, d->compute), "choosing experts", err);
+}
+
 /* Nothing to bring: the device finds the experts itself, the host need not know. */
-static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
+static int run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks_err *err)
 {
     cu_experts *x = &d->ex;
     uint32_t n = d->batch->n_rows * op->u.mlp.k;
-    cu_launch_refs(x->begin, b->where_dev, b->n_experts, x->refs, x->n_refs, d->compute);
+    cu_offer here = { .where = b->where_dev, .refs = x->refs, .n_refs = x->n_refs };
+    int rc = cu_choose_experts(d, op, b, CU_CHOOSE_REFS, &here, err);
+    if (rc) return rc;
+    quantize_input(d, op);
     struct cu_job j = { .op = op,
                         .bank = b,
                         .refs = x->refs,
@@ -311,36 +341,30 @@ static void run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b)
     cu_products(d, &j);
     cu_combine_pairs(d, op);
     atomic_fetch_add_explicit(&d->hot, n, memory_order_relaxed);
+    return 0;
+}
+
+static int run_streamed(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
+{
+    int rc = cu_choose_experts(d, op, &d->ex.banks[bank], CU_CHOOSE_NONE, NULL, err);
+    if (rc) return rc;
+    quantize_input(d, op);
+    return cu_run_streamed(d, op, bank, err);
 }
 
 int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err)
 {
     cu_experts *x = &d->ex;
-    const struct dev_reg *route = &d->regs[op->in[1]];
     uint32_t bank = 0;
+    int rc;
     while (x->banks[bank].op != index) bank++;
     const struct dev_bank *b = &x->banks[bank];
-    uint32_t n = d->batch->n_rows, k = op->u.mlp.k;
-    cu_sort s = { .n_rows = n,
-                  .k = k,
-                  .n_experts = b->n_experts,
-                  .route = route->r.p,
-                  .route_stride = route->r.stride,
-                  .begin = x->begin,
-                  .pair_row = x->pair_row,
-                  .pair_weight = x->pair_weight,
-                  .slot_pair = x->slot_pair,
-                  .heat = op->layer < d->g->n_layers ? x->heat + (size_t)op->layer * d->g->n_experts : NULL };
-    int rc = cu_check(d, (cudaError_t)cu_launch_sort(&s, d->compute), "sorting pairs", err);
-    if (rc) return rc;
-    bool shares = cu_shares(d);
-    if (!shares && cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
-    if (shares) /* quantizes after the offer */
+    if (cu_shares(d)) /* quantizes after the offer */
         rc = cu_run_shared(d, op, bank, err);
-    else if (b->n_resident == b->n_experts && (size_t)n * k <= x->cap_pairs)
-        run_resident(d, op, b);
+    else if (b->n_resident == b->n_experts && (size_t)d->batch->n_rows * op->u.mlp.k <= x->cap_pairs)
+        rc = run_resident(d, op, b, err);
     else
-        rc = cu_run_streamed(d, op, bank, err);
+        rc = run_streamed(d, op, bank, err);
     if (!rc && bank + 1 == x->n_banks) rc = cu_heat_fetch(d, err);
     return rc;
 }

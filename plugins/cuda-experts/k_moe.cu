@@ -1,10 +1,8 @@
 /* ROUTE, and what EXPERTS needs around its products: sorting pairs by expert, adding up a row's experts. */
-#include "common.cuh"
+#include "offer.cuh"
 #include <krasis/graph.h>
 
-#define FEW_PAIRS 128u
-#define NOWHERE UINT32_MAX /* of a pair that another device has */
-#define RUN 8u             /* pairs that a thread sorts at once */
+#define RUN 8u /* pairs that a thread sorts at once */
 #define NOBODY INT32_MIN
 
 struct pair {
@@ -129,10 +127,10 @@ static __device__ void sparse_mix(const cu_route &a, const float *z, float *left
     }
 }
 
-static __global__ void __launch_bounds__(32) route_kernel(cu_route a)
+/* shared: n_experts scores, choices, groups or weights; ids. */
+static __device__ void route_row(const cu_route &a, uint32_t row, float *shared, uint32_t lane)
 {
-    CU_DYNAMIC_SHARED(float, shared); /* n_experts scores, choices, groups or weights; ids */
-    uint32_t lane = threadIdx.x, n = a.n_experts, k = a.k, row = blockIdx.x;
+    uint32_t n = a.n_experts, k = a.k;
     float *p = shared, *choice = p + n, *w = choice + n;
     int32_t *ids = (int32_t *)(w + n);
     for (uint32_t i = lane; i < n; i += 32) p[i] = choice[i] = a.logits.p[row * a.logits.stride + i];
@@ -160,14 +158,23 @@ static __global__ void __launch_bounds__(32) route_kernel(cu_route a)
     }
 }
 
+static __global__ void __launch_bounds__(32) route_kernel(cu_route a)
+{
+    CU_DYNAMIC_SHARED(float, shared);
+    route_row(a, blockIdx.x, shared, threadIdx.x);
+}
+
+static cudaError_t make_room(const void *kernel, size_t bytes)
+{
+    if (bytes <= 48 * 1024) return cudaSuccess;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
+
 int cu_launch_route(const cu_route *a, cu_stream s)
 {
-    size_t bytes = (size_t)a->n_experts * 16;
-    if (!a->n_rows) return 0;
-    if (bytes > 48 * 1024) {
-        cudaError_t rc = cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-        if (rc != cudaSuccess) return (int)rc;
-    }
+    size_t bytes = CU_ROUTE_BYTES(a->n_experts);
+    cudaError_t rc = make_room((const void *)route_kernel, bytes);
+    if (rc != cudaSuccess || !a->n_rows) return (int)rc;
     CU_LAUNCH(route_kernel, a->n_rows, 32, bytes, s)(*a);
     return 0;
 }
@@ -249,9 +256,9 @@ static __global__ void __launch_bounds__(256) place_kernel(cu_sort a)
 }
 
 /* All three in one block, where there are few pairs (writing an answer): a thread an expert. */
-static __global__ void __launch_bounds__(256) sort_few_kernel(cu_sort a)
+static __device__ void sort_few(const cu_sort &a)
 {
-    __shared__ int32_t expert[FEW_PAIRS];
+    __shared__ int32_t expert[CU_FEW_PAIRS];
     __shared__ uint32_t shared[8];
     uint32_t total = a.n_rows * a.k, sum = 0;
     for (uint32_t i = threadIdx.x; i < total; i += blockDim.x) {
@@ -278,10 +285,15 @@ static __global__ void __launch_bounds__(256) sort_few_kernel(cu_sort a)
     if (threadIdx.x == 0) a.begin[0] = 0;
 }
 
+static __global__ void __launch_bounds__(256) sort_few_kernel(cu_sort a)
+{
+    sort_few(a);
+}
+
 int cu_launch_sort(const cu_sort *a, cu_stream s)
 {
     if (!a->n_rows) return 0;
-    if ((uint64_t)a->n_rows * a->k <= FEW_PAIRS) {
+    if ((uint64_t)a->n_rows * a->k <= CU_FEW_PAIRS) {
         CU_LAUNCH(sort_few_kernel, 1, 256, 0, s)(*a);
         return 0;
     }
@@ -310,8 +322,8 @@ void cu_launch_combine(const cu_combine *a, cu_stream s)
     if (a->n_rows && a->n_cols) CU_LAUNCH(combine_kernel, dim3(a->n_rows, (a->n_cols + 255) / 256), 256, 0, s)(*a);
 }
 
-static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
-                                   uint32_t *n_refs)
+static __device__ void find_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
+                                 uint32_t *n_refs)
 {
     __shared__ uint32_t shared[8];
     uint32_t sum = 0, tiles = 0;
@@ -326,8 +338,51 @@ static __global__ void refs_kernel(const uint32_t *begin, const uint8_t *const *
     if (threadIdx.x == 0) *n_refs = sum;
 }
 
+static __global__ void __launch_bounds__(256)
+    refs_kernel(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs, uint32_t *n_refs)
+{
+    find_refs(begin, where, n_experts, refs, n_refs);
+}
+
 void cu_launch_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,
                     uint32_t *n_refs, cu_stream s)
 {
     CU_LAUNCH(refs_kernel, 1, 256, 0, s)(begin, where, n_experts, refs, n_refs);
+}
+
+/* ---- all of it, for few rows: a warp routes a row, then the block goes on */
+
+static __global__ void __launch_bounds__(CU_OFFER_THREADS) choose_kernel(const __grid_constant__ cu_choose a)
+{
+    CU_DYNAMIC_SHARED(float, shared);
+    uint32_t warp = threadIdx.x / 32, n_warps = CU_OFFER_THREADS / 32;
+    float *mine = shared + warp * (CU_ROUTE_BYTES(a.route.n_experts) / sizeof *shared);
+    for (uint32_t row = warp; row < a.route.n_rows; row += n_warps) route_row(a.route, row, mine, threadIdx.x % 32);
+    __syncthreads();
+    sort_few(a.sort);
+    __syncthreads();
+    if (a.how == CU_CHOOSE_OFFER)
+        offer(a.offer);
+    else if (a.how == CU_CHOOSE_REFS)
+        find_refs(a.sort.begin, a.offer.where, a.sort.n_experts, a.offer.refs, a.offer.n_refs);
+}
+
+int cu_launch_choose(const cu_choose *a, cu_stream s)
+{
+    const cu_offer *o = &a->offer;
+    if (a->route.n_rows) {
+        uint32_t warps = a->route.n_rows < CU_OFFER_THREADS / 32 ? a->route.n_rows : CU_OFFER_THREADS / 32;
+        size_t bytes = warps * CU_ROUTE_BYTES(a->route.n_experts);
+        cudaError_t rc = make_room((const void *)choose_kernel, bytes);
+        if (rc == cudaSuccess && a->how == CU_CHOOSE_OFFER) cu_launch_rows_out(o, s);
+        if (rc == cudaSuccess) CU_LAUNCH(choose_kernel, 1, CU_OFFER_THREADS, bytes, s)(*a);
+        return (int)rc;
+    }
+    int rc = cu_launch_sort(&a->sort, s);
+    if (rc || a->how == CU_CHOOSE_NONE) return rc;
+    if (a->how == CU_CHOOSE_OFFER)
+        cu_launch_offer(o, s);
+    else
+        cu_launch_refs(a->sort.begin, o->where, a->sort.n_experts, o->refs, o->n_refs, s);
+    return 0;
 }

@@ -235,8 +235,10 @@ typedef struct cu_route {
     void *out; /* (n_rows, out_stride) pairs of int32 expert and float weight, experts ascending */
     size_t out_stride;
 } cu_route;
-int cu_launch_route(const cu_route *a, cu_stream s); /* 0 or a CUDA error */
+#define CU_ROUTE_BYTES(n_experts) ((size_t)(n_experts)*16) /* shared memory of a row */
+int cu_launch_route(const cu_route *a, cu_stream s);       /* 0 or a CUDA error */
 
+#define CU_FEW_PAIRS 128u
 /* (row, expert) pairs sorted by expert, rows of an expert ascending: a counting sort without atomics. */
 typedef struct cu_sort {
     uint32_t n_rows, k, n_experts, _pad;
@@ -315,6 +317,17 @@ typedef struct cu_offer {
     float *mail_x;       /* (n_rows, n_cols); NULL: all are the device's, there is no ticket */
 } cu_offer;
 void cu_launch_offer(const cu_offer *a, cu_stream s);
+
+/* Which experts have which rows, from logits to refs: sort, then refs (of `offer` where, refs, n_refs count then) or
+ * the offer. With route.n_rows, of CU_FEW_PAIRS at most, what comes before is in the same launch. 0 or a CUDA error. */
+enum { CU_CHOOSE_NONE, CU_CHOOSE_REFS, CU_CHOOSE_OFFER };
+typedef struct cu_choose {
+    cu_route route; /* n_rows 0: is done */
+    cu_sort sort;
+    cu_offer offer;
+    uint32_t how, _pad;
+} cu_choose;
+int cu_launch_choose(const cu_choose *a, cu_stream s);
 
 /* y[row] = sum over the row's pairs on the device, in ascending order, of weight * x[pair], + mail_y[row] where the
  * host had pairs: for that it waits, patience_ns at most. */

@@ -308,23 +308,28 @@ static int op_indexer(cu_dev *d, const ks_op *op, ks_err *err)
     return rc;
 }
 
-static int op_route(cu_dev *d, const ks_op *op, ks_err *err)
+cu_route cu_route_of(const cu_dev *d, const ks_op *op)
 {
     const struct dev_reg *out = &d->regs[op->out[0]];
-    cu_route a = { .n_rows = d->batch->n_rows,
-                   .n_experts = op->u.route.n_experts,
-                   .k = op->u.route.k,
-                   .score = op->u.route.score,
-                   .flags = op->u.route.flags,
-                   .n_group = op->u.route.n_group,
-                   .topk_group = op->u.route.topk_group,
-                   .scale = op->u.route.scale,
-                   .norm_eps = op->u.route.norm_eps,
-                   .jitter = op->u.route.jitter,
-                   .logits = d->regs[op->in[0]].r,
-                   .bias = cu_vector(d, op->w[0]),
-                   .out = out->r.p,
-                   .out_stride = out->r.stride };
+    return (cu_route) { .n_rows = d->batch->n_rows,
+                        .n_experts = op->u.route.n_experts,
+                        .k = op->u.route.k,
+                        .score = op->u.route.score,
+                        .flags = op->u.route.flags,
+                        .n_group = op->u.route.n_group,
+                        .topk_group = op->u.route.topk_group,
+                        .scale = op->u.route.scale,
+                        .norm_eps = op->u.route.norm_eps,
+                        .jitter = op->u.route.jitter,
+                        .logits = d->regs[op->in[0]].r,
+                        .bias = cu_vector(d, op->w[0]),
+                        .out = out->r.p,
+                        .out_stride = out->r.stride };
+}
+
+static int op_route(cu_dev *d, const ks_op *op, ks_err *err)
+{
+    cu_route a = cu_route_of(d, op);
     return cu_check(d, (cudaError_t)cu_launch_route(&a, d->compute), "routing", err);
 }
 
@@ -562,8 +567,8 @@ static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, ui
 {
     int rc = 0;
     cu_piece_enter(d, piece);
-    for (uint32_t i = begin, n; i < end && !rc; i += n) {
-        n = cu_fused(d, i, end);
+    for (uint32_t i = begin, n, last = d->ex.route ? end - 1 : end; i < last && !rc; i += n) {
+        n = cu_fused(d, i, last);
         rc = n ? cu_run_fused(d, i, err) : run_op(d, i, err);
         n = cu_max(n, 1);
     }
@@ -580,6 +585,7 @@ int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_e
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {
         for (end = i; end < op_end && cu_op(d->g, end)->kind != KS_OP_EXPERTS; end++) continue;
+        d->ex.route = end < op_end && end > i ? cu_route_before(d, end) : NULL;
         for (uint32_t p = 0; p < d->n_pieces && end > i && !rc; p++) rc = run_piece(d, p, i, end, op_end, err);
         if (end > i) cu_pieces_leave(d, b, end < op_end ? cu_op(d->g, end)->in[0] : -1);
         if (end < op_end && !rc) rc = run_op(d, end++, err);

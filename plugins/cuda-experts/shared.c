@@ -405,8 +405,8 @@ int cu_run_shared(cu_dev *d, const ks_op *op, uint32_t bank, ks_err *err)
     int rc = ahead ? wait_offers(d, ahead - 1, err) : 0;
     if (rc) return rc;
     cu_offer o = offer_of(d, op, b);
+    if ((rc = cu_choose_experts(d, op, b, CU_CHOOSE_OFFER, &o, err))) return rc;
     if (host) s->ops[++s->offered % s->n_ops] = b->op;
-    cu_launch_offer(&o, d->compute);
     if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
     struct cu_job j = { .op = op,
                         .bank = b,

@@ -6,19 +6,25 @@
 
 #define PROMPT 3u
 
-static const uint32_t precisions[][2] = { { KS_T_I8, KS_T_I4 }, { KS_T_BF16, KS_T_BF16 } }; /* of all, of experts */
+/* Types of all weights, of experts, of the cache; how many experts stay, the others are read where they lie. */
+static const struct {
+    uint32_t type, expert, kv;
+    int32_t resident;
+} modes[] = { { KS_T_I8, KS_T_I4, KS_T_F8E4M3, -1 },
+              { KS_T_I8, KS_T_I8, KS_T_BF16, 3 },
+              { KS_T_BF16, KS_T_BF16, KS_T_F32, -1 } };
 
-static int fused_open(fixture *f, const char *family, uint32_t precision, uint32_t kv, bool fuse, ks_err *err)
+static int fused_open(fixture *f, const char *family, uint32_t mode, bool fuse, ks_err *err)
 {
     uint32_t types[9];
-    for (uint32_t c = 0; c < 9; c++) types[c] = precisions[precision][c == KS_CLS_EXPERT];
+    for (uint32_t c = 0; c < 9; c++) types[c] = c == KS_CLS_EXPERT ? modes[mode].expert : modes[mode].type;
     types[KS_CLS_EMBED] = types[KS_CLS_NORM] = types[KS_CLS_ROUTER] = types[KS_CLS_OTHER] = KS_T_BF16;
-    options = (cu_options) { .resident = -1, .fuse = fuse };
-    return fx_open(f, family, "ref", 1, kv, types, err);
+    options = (cu_options) { .resident = modes[mode].resident, .in_place = CU_FEW_ROWS, .fuse = fuse };
+    return fx_open(f, family, "ref", 1, modes[mode].kv, types, err);
 }
 
 /* Logits and hidden states of a few steps; *ret_launches: of the last, which has one row. */
-static size_t answer(const char *family, uint32_t precision, bool fuse, float *ret, uint64_t *ret_launches)
+static size_t answer(const char *family, uint32_t mode, bool fuse, float *ret, uint64_t *ret_launches)
 {
     static const uint32_t rows[][FX_SLOTS] = { { PROMPT, 2 }, { 1, 1, 1 }, { 16 }, { 4, 0, 5, 7 }, { 1 } };
     fixture f;
@@ -26,7 +32,7 @@ static size_t answer(const char *family, uint32_t precision, bool fuse, float *r
     int32_t ids[64];
     uint32_t pos[FX_SLOTS] = { 0 };
     size_t at = 0;
-    must(fused_open(&f, family, precision, precision ? KS_T_F32 : KS_T_F8E4M3, fuse, &err), &err);
+    must(fused_open(&f, family, mode, fuse, &err), &err);
     const ks_graph *g = &f.model.graph;
     for (uint32_t i = 0; i < 64; i++) ids[i] = (int32_t)(i * 7 % g->n_vocab);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -48,7 +54,7 @@ static size_t answer(const char *family, uint32_t precision, bool fuse, float *r
     return at;
 }
 
-static void same_bits(const char *family, uint32_t n_precisions)
+static void same_bits(const char *family, uint32_t n_modes)
 {
     size_t cap = (size_t)4 << 20;
     float *want = malloc(cap * sizeof *want), *z = malloc(cap * sizeof *z);
@@ -57,12 +63,12 @@ static void same_bits(const char *family, uint32_t n_precisions)
     assert_true(want && z);
     (void)snprintf(dir, sizeof dir, "%s/tests/golden/%s", KS_SOURCE_DIR, family);
     must(ks_golden_write(dir, family, &err), &err);
-    for (uint32_t p = 0; p < n_precisions; p++) {
+    for (uint32_t p = 0; p < n_modes; p++) {
         uint64_t one_by_one, fused;
         size_t n = answer(family, p, false, want, &one_by_one), m = answer(family, p, true, z, &fused);
         assert_true(n <= cap);
         assert_int_equal(n, m);
-        if (memcmp(want, z, n * sizeof *z) != 0) fail_msg("%s, precision %u: other bits", family, p);
+        if (memcmp(want, z, n * sizeof *z) != 0) fail_msg("%s, mode %u: other bits", family, p);
         print_message("  %s: %llu launches instead of %llu\n", family, (unsigned long long)fused,
                       (unsigned long long)one_by_one);
         assert_true(fused < one_by_one);
@@ -80,7 +86,7 @@ static void ops_in_one_launch_give_the_same_bits(void **state)
     };
     size_t n = KS_TEST_ALL ? sizeof families / sizeof families[0] : 4;
     (void)state;
-    for (size_t i = 0; i < n; i++) same_bits(families[i], i && !KS_TEST_ALL ? 1 : 2);
+    for (size_t i = 0; i < n; i++) same_bits(families[i], i && !KS_TEST_ALL ? 1 : 3);
 }
 
 static int set_up(void **state)
