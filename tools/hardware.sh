@@ -15,8 +15,8 @@ table="
 conform   180 cpu  the rules of both CPU plugins, and every family through each
 suites    200 gpu  kernels, attention, experts, every family on the GPU
 modes     300 gpu  prompts of 3 to 30,000 tokens: streamed, grouped, chunked, resident: the same bits
-memcheck  240 gpu  compute-sanitizer memcheck over the suites
-racecheck 400 gpu  compute-sanitizer racecheck over the suites
+memcheck  120 gpu  compute-sanitizer memcheck over the suites
+racecheck 200 gpu  compute-sanitizer racecheck over the suites
 ceilings  120 gpu  products and attention beside cuBLAS and the rate of memory
 prefill   300 gpu  prompts of 512 to 32k at 16 GB, 30B and half of the 80B; 100 tokens behind a prefix of 20,000
 decode    300 gpu  answers at 16 GB and with all experts resident, graphs on and off, against the CPU alone
@@ -102,13 +102,26 @@ run_suites() {
 
 run_modes() { program test_cuda_modes cuda 2>&1 | quiet; }
 
+# All at once: most of the time is the tool's own, on one core each.
 sanitize() { # TOOL
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not there"; return 1; }
-    local t rc=0
-    for t in test_cuda_moe test_cuda_attn test_cuda_kernels "test_cuda_modes cuda 300" "test_golden cuda qwen3_moe"; do
-        say "$1 $t"
-        UNDER="compute-sanitizer --tool $1 --error-exitcode 9" program $t 2>&1 | quiet | tail -4 | cut -c1-200
-        rc=$((rc + PIPESTATUS[0]))
+    local t i rc=0 jobs=() programs=(test_cuda_moe test_cuda_attn test_cuda_kernels "test_cuda_modes cuda 300"
+        "test_golden cuda qwen3_moe" "test_golden cuda deepseek_v3" "test_golden cuda qwen3_next" "test_golden cuda gpt_oss")
+    for i in "${!programs[@]}"; do
+        t="$1-${programs[i]// /-}"
+        mkdir -p "$work/$t"
+        (
+            cd "$work/$t" || exit 1
+            UNDER="compute-sanitizer --tool $1 --error-exitcode 9" program ${programs[i]} >log 2>&1
+        ) &
+        jobs[i]=$!
+    done
+    for i in "${!programs[@]}"; do
+        wait "${jobs[i]}"
+        t=$?
+        say "$1 ${programs[i]}: exit code $t"
+        tail -2 "$work/$1-${programs[i]// /-}/log" | cut -c1-200
+        rc=$((rc + t))
     done
     return $rc
 }
