@@ -14,19 +14,20 @@
 #define LOG2E 1.44269504088896341f
 
 /* MT: tiles of 16 queries of a warp; two read each key and value from shared memory half as often. 0: all warps share
- * one tile. */
-template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_> struct shape {
+ * one tile. ONE: values are the first columns of keys (latent attention), so one tile has both. */
+template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false> struct shape {
     static constexpr uint32_t DK = DK_, DV = DV_, WARPS = 4, THREADS = WARPS * 32;
-    static constexpr bool SHARED = MT_ == 0, FP8 = FP8_;
+    static constexpr bool SHARED = MT_ == 0, FP8 = FP8_, ONE = ONE_;
     static constexpr uint32_t MT = SHARED ? 1 : MT_, QUERIES = SHARED ? 16 : WARPS * MT * 16;
     static constexpr uint32_t COLS = SHARED ? DV / WARPS : DV; /* of the output, that a warp sums */
     static constexpr uint32_t KEYS = DK > 128 ? 32 : 64;
-    static constexpr uint32_t K_ROW = DK + 8, V_ROW = DV + 8; /* no two rows of an ldmatrix share a bank */
-    static constexpr uint32_t X_ROW = KEYS + 8;               /* nor two of what warps exchange */
+    static constexpr uint32_t K_ROW = DK + 8, V_ROW = (ONE ? DK : DV) + 8; /* no two rows of an ldmatrix share a bank */
+    static constexpr uint32_t X_ROW = KEYS + 8;                            /* nor two of what warps exchange */
     static constexpr uint32_t PARTS = FP8 ? 1 : 2, Q_SIZE = QUERIES * K_ROW; /* numbers that a query or weight is */
     static constexpr uint32_t ELEM = FP8 ? 1 : 2, CHUNK = 16 / ELEM;         /* elements of 16 bytes of the cache */
-    static constexpr size_t RAW = FP8 ? (size_t)KEYS * (DK + DV) : 0;
-    static constexpr size_t BYTES = ((size_t)PARTS * Q_SIZE + (size_t)KEYS * (K_ROW + V_ROW)) * 2 + RAW +
+    static constexpr size_t OWN_V = ONE ? 0 : 1;                             /* 1: values have a tile */
+    static constexpr size_t RAW = FP8 ? (size_t)KEYS * (DK + OWN_V * DV) : 0;
+    static constexpr size_t BYTES = ((size_t)PARTS * Q_SIZE + (size_t)KEYS * (K_ROW + OWN_V * V_ROW)) * 2 + RAW +
                                     (FP8 ? QUERIES * 4 : 0) + (SHARED ? QUERIES * X_ROW * 4 : 0);
 
     /* Of this warp, in its block. */
@@ -166,16 +167,24 @@ template <class S> struct flash {
     }
 
     /* Two barriers a block of keys: after the first nobody reads the values before it any more, after the second nobody
-     * reads its keys. BF16 goes straight into the tile that is free then; E4M3 waits beside it and is converted. */
+     * reads its keys. BF16 goes straight into the tile that is free then; E4M3 waits beside it and is converted. With
+     * ONE there is a third barrier, before the tile is written, and BF16 cannot set out earlier. */
     __device__ __forceinline__ void first(uint32_t j0) const
     {
-        send_k(j0);
-        if (S::FP8) send_v(j0);
+        if (S::FP8 || !S::ONE) send_k(j0);
+        if (S::FP8 && !S::ONE) send_v(j0);
     }
 
     __device__ __forceinline__ void take_k(uint32_t j0) const
     {
-        if (S::FP8) {
+        if (S::ONE) {
+            __syncthreads();
+            if (!S::FP8) send_k(j0);
+            cp_async_wait<0>();
+            if (S::FP8) convert<S::DK, S::K_ROW>(ks, raw_k);
+            if (S::FP8) send_k(j0 + S::KEYS);
+            __syncthreads();
+        } else if (S::FP8) {
             cp_async_wait<1>();
             convert<S::DK, S::K_ROW>(ks, raw_k);
             send_k(j0 + S::KEYS);
@@ -189,7 +198,9 @@ template <class S> struct flash {
 
     __device__ __forceinline__ void take_v(uint32_t j0) const
     {
-        if (S::FP8) {
+        if (S::ONE) {
+            __syncthreads();
+        } else if (S::FP8) {
             cp_async_wait<1>();
             convert<S::DV, S::V_ROW>(vs, raw_v);
             send_v(j0 + S::KEYS);
@@ -440,8 +451,8 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
     uint32_t n_real = tile.n_rows * group, pos0 = s.pos + (tile.row - s.row);
     range r = { first_seen(a, pos0), pos0 + tile.n_rows };
     if (a.n_spans) r = { max(r.begin, blockIdx.y * SPAN), min(r.end, (blockIdx.y + 1) * SPAN) };
-    uint16_t *qs = (uint16_t *)shared, *ks = qs + S::PARTS * S::Q_SIZE, *vs = ks + S::KEYS * S::K_ROW;
-    uint8_t *raw = (uint8_t *)(vs + S::KEYS * S::V_ROW);
+    uint16_t *qs = (uint16_t *)shared, *ks = qs + S::PARTS * S::Q_SIZE, *vs = S::ONE ? ks : ks + S::KEYS * S::K_ROW;
+    uint8_t *raw = (uint8_t *)(vs + S::KEYS * S::V_ROW); /* with ONE, V_ROW is K_ROW */
     uint32_t shift = a.k.page_tok & (a.k.page_tok - 1) ? 32 : (uint32_t)__ffs((int)a.k.page_tok) - 1;
     flash<S> f = { a,
                    a.pages + s.page_at,
@@ -545,32 +556,47 @@ template <uint32_t D, bool FP8, uint32_t MT> static int launch_rows(const cu_att
     return a->n_tiles == a->n_rows ? launch<shape<D, D, FP8, 0>>(a, s) : launch<shape<D, D, FP8, MT>>(a, s);
 }
 
+/* The absorbed form: all heads of a row look at one latent row of 512 + 64 columns. */
+template <bool FP8> static int launch_latent(const cu_attn *a, cu_stream s)
+{
+    if (a->n_tiles != a->n_rows || a->k.p != a->v.p) return (int)cudaErrorInvalidValue;
+    return launch<shape<576, 512, FP8, 0, true>>(a, s);
+}
+
 /* What the kernel is compiled for; two tiles a warp where registers and shared memory hold them. */
 static const struct flash_row {
-    uint32_t type, d, queries;
-    size_t bytes; /* of shared memory */
+    uint32_t type, d_k, d_v, queries; /* queries of a block; 0: one row, however many heads */
+    size_t bytes;                     /* of shared memory */
     int (*launch)(const cu_attn *a, cu_stream s);
 } flash_rows[] = {
-#define ROW(TYPE, D, FP8, MT)                                                                        \
-    {                                                                                                \
-        TYPE, D, shape<D, D, FP8, MT>::QUERIES, shape<D, D, FP8, MT>::BYTES, launch_rows<D, FP8, MT> \
+#define ROW(TYPE, D, FP8, MT)                                                                           \
+    {                                                                                                   \
+        TYPE, D, D, shape<D, D, FP8, MT>::QUERIES, shape<D, D, FP8, MT>::BYTES, launch_rows<D, FP8, MT> \
+    }
+#define LATENT(TYPE, FP8)                                                           \
+    {                                                                               \
+        TYPE, 576, 512, 0, shape<576, 512, FP8, 0, true>::BYTES, launch_latent<FP8> \
     }
     ROW(KS_T_F8E4M3, 64, true, 2), ROW(KS_T_F8E4M3, 128, true, 2), ROW(KS_T_F8E4M3, 256, true, 1),
     ROW(KS_T_BF16, 64, false, 1),  ROW(KS_T_BF16, 128, false, 1),  ROW(KS_T_BF16, 256, false, 1),
+    LATENT(KS_T_F8E4M3, true),     LATENT(KS_T_BF16, false),
 #undef ROW
+#undef LATENT
 };
 
 static const flash_row *find_row(uint32_t type, uint32_t d_k, uint32_t d_v)
 {
     for (const flash_row &r : flash_rows)
-        if (r.type == type && r.d == d_k && r.d == d_v) return &r;
+        if (r.type == type && r.d_k == d_k && r.d_v == d_v) return &r;
     return nullptr;
 }
 
 uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max)
 {
     const flash_row *r = find_row(kv_type, d_k, d_v);
-    return group <= 16 && r && r->bytes <= shared_max ? r->queries : 0;
+    if (!r || r->bytes > shared_max) return 0;
+    if (!r->queries) return group;
+    return group <= 16 ? r->queries : 0;
 }
 
 int cu_launch_flash(const cu_attn *a, cu_stream s)

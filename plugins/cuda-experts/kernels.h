@@ -193,7 +193,7 @@ typedef struct cu_attn {
 int cu_launch_attn(const cu_attn *a, cu_stream s);
 size_t cu_attn_shared_bytes(uint32_t d_k, uint32_t d_v);
 /* The same on the tensor cores, for BF16 and E4M3 caches; tiles may have cu_flash_queries() / group rows. 0: this shape
- * is not for it. No sel. */
+ * is not for it. No sel. d_k 576 and d_v 512 are latent attention: tiles of one row, and v is k. */
 uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max);
 int cu_launch_flash(const cu_attn *a, cu_stream s);
 void cu_launch_merge(const cu_attn *a, cu_stream s); /* the second half of both, where n_spans is not 0 */

@@ -12,6 +12,7 @@
 
 typedef struct shape {
     uint32_t type, d, n_heads, n_kv, n_seqs, pos, n_rows; /* rows of each sequence, that comes after pos cached keys */
+    uint32_t d_v; /* values are the first d_v columns of keys; 0: they are d wide, apart */
 } shape;
 
 static void *take(size_t bytes, int fill)
@@ -40,7 +41,8 @@ static double seconds(cudaEvent_t a, cudaEvent_t b)
 
 static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
 {
-    uint32_t group = s->n_heads / s->n_kv, rows = cu_flash_queries(s->type, group, s->d, s->d, 227 << 10) / group;
+    uint32_t group = s->n_heads / s->n_kv, d_v = s->d_v ? s->d_v : s->d;
+    uint32_t rows = cu_flash_queries(s->type, group, s->d, d_v, 227 << 10) / group;
     uint32_t keys = s->pos + s->n_rows, per_seq = (keys + PAGE_TOK - 1) / PAGE_TOK, n_pages = per_seq * s->n_seqs;
     uint32_t elem = ks_type_bits(s->type) / 8, width = s->n_kv * s->d, n = s->n_seqs * s->n_rows, n_tiles = 0;
     cu_tile *tiles = calloc(n, sizeof *tiles);
@@ -61,21 +63,22 @@ static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
                   .n_heads = s->n_heads,
                   .n_kv_heads = s->n_kv,
                   .d_k = s->d,
-                  .d_v = s->d,
+                  .d_v = d_v,
                   .scale = 1.0f / sqrtf((float)s->d),
                   .tiles = up(tiles, n_tiles * sizeof *tiles),
                   .seqs = up(seqs, s->n_seqs * sizeof *seqs),
                   .pages = up(pages, n_pages * sizeof *pages),
                   .q = { up(q, (size_t)n * s->n_heads * s->d * 4), (size_t)s->n_heads * s->d },
-                  .o = { take((size_t)n * s->n_heads * s->d * 4, 0), (size_t)s->n_heads * s->d },
+                  .o = { take((size_t)n * s->n_heads * d_v * 4, 0), (size_t)s->n_heads * d_v },
                   .q_head = s->d,
-                  .o_head = s->d,
+                  .o_head = d_v,
                   .k = { take(n_pages * page, 0x2d), page, s->type, width, PAGE_TOK, 0 },
-                  .v = { take(n_pages * page, 0x35), page, s->type, width, PAGE_TOK, 0 },
                   .n_rows = n };
-    if (n_tiles * s->n_kv < 264 && keys > SPAN) {
+    a.v = a.k;
+    if (!s->d_v) a.v.p = take(n_pages * page, 0x35);
+    if (n_tiles * s->n_kv * ((group + 15) / 16) < 264 && keys > SPAN) {
         a.n_spans = (keys - 1) / SPAN + 1;
-        a.part = take((size_t)n * s->n_heads * a.n_spans * (s->d + 2) * 4, 0);
+        a.part = take((size_t)n * s->n_heads * a.n_spans * (d_v + 2) * 4, 0);
     }
     double best = 1e9;
     for (uint32_t rep = 0; rep < 4; rep++) {
@@ -89,9 +92,9 @@ static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
     double pairs = s->n_seqs * ((double)s->pos * s->n_rows + 0.5 * s->n_rows * (s->n_rows + 1.0));
     printf("%-6s d %3u %2u/%u heads, %2u x %5u rows after %5u: %9.1f us  %6.1f TFLOP/s  %6.0f GB/s  (%s)\n",
            ks_type_name(s->type), s->d, s->n_heads, s->n_kv, s->n_seqs, s->n_rows, s->pos, best * 1e6,
-           4.0 * s->d * s->n_heads * pairs / best / 1e12, 2.0 * s->n_seqs * keys * width * elem / best / 1e9,
-           cudaGetErrorString(cudaGetLastError()));
-    const void *p[] = { a.tiles, a.seqs, a.pages, a.q.p, a.o.p, a.k.p, a.v.p, a.part };
+           2.0 * (s->d + d_v) * s->n_heads * pairs / best / 1e12,
+           (s->d_v ? 1.0 : 2.0) * s->n_seqs * keys * width * elem / best / 1e9, cudaGetErrorString(cudaGetLastError()));
+    const void *p[] = { a.tiles, a.seqs, a.pages, a.q.p, a.o.p, a.k.p, s->d_v ? NULL : a.v.p, a.part };
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) (void)cudaFree((void *)(uintptr_t)p[i]);
     free(tiles);
     free(seqs);
@@ -103,8 +106,8 @@ int main(void)
 {
     static const uint32_t types[] = { KS_T_F8E4M3, KS_T_BF16 };
     static const shape prompts[] = {
-        { 0, 128, 32, 4, 1, 0, 2048 },    { 0, 128, 32, 4, 1, 0, 8192 }, { 0, 128, 32, 4, 1, 0, 32768 },
-        { 0, 128, 32, 4, 1, 20480, 512 }, { 0, 64, 64, 8, 1, 0, 8192 },  { 0, 256, 16, 2, 1, 0, 8192 },
+        { 0, 128, 32, 4, 1, 0, 2048, 0 },    { 0, 128, 32, 4, 1, 0, 8192, 0 }, { 0, 128, 32, 4, 1, 0, 32768, 0 },
+        { 0, 128, 32, 4, 1, 20480, 512, 0 }, { 0, 64, 64, 8, 1, 0, 8192, 0 },  { 0, 256, 16, 2, 1, 0, 8192, 0 },
     };
     cudaEvent_t a, b;
     if (cudaEventCreate(&a) != cudaSuccess || cudaEventCreate(&b) != cudaSuccess) {
@@ -127,9 +130,13 @@ int main(void)
             s.type = types[t];
             run(&s, a, b);
         }
+        run(&(shape) { types[t], 576, 128, 1, 1, 0, 2048, 512 }, a, b); /* latent attention */
+        for (uint32_t heads = 16; heads <= 128; heads *= 8)
+            for (uint32_t keys = 4096; keys <= 16384; keys *= 4)
+                run(&(shape) { types[t], 576, heads, 1, 1, keys - 1, 1, 512 }, a, b);
         for (uint32_t n = 1; n <= 16; n *= 4)
             for (uint32_t keys = 1024; keys <= 32768; keys = keys == 1024 ? 4096 : keys * 8)
-                run(&(shape) { types[t], 128, 32, 4, n, keys - 1, 1 }, a, b);
+                run(&(shape) { types[t], 128, 32, 4, n, keys - 1, 1, 0 }, a, b);
     }
     return 0;
 }

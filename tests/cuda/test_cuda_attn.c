@@ -19,6 +19,7 @@
 
 typedef struct shape {
     uint32_t type, d, n_kv, group, pos, n_rows, window, chunk, sinks, softcap;
+    uint32_t d_v; /* 0: d; else values are the first columns of keys */
 } shape;
 
 static char no_gpu[128];
@@ -73,6 +74,7 @@ typedef struct world {
 
 static void make(world *w, const shape *s)
 {
+    uint32_t d_v = s->d_v ? s->d_v : s->d;
     uint32_t heads = s->n_kv * s->group, n_pages = MAX_KEYS / PAGE_TOK, width = s->n_kv * s->d;
     size_t q = (size_t)MAX_ROWS * heads * s->d, page = (size_t)PAGE_TOK * width * ks_type_bits(s->type) / 8;
     float *host = malloc(q * sizeof *host), sinks[64];
@@ -90,7 +92,7 @@ static void make(world *w, const shape *s)
     w->a = (cu_attn) { .n_heads = heads,
                        .n_kv_heads = s->n_kv,
                        .d_k = s->d,
-                       .d_v = s->d,
+                       .d_v = d_v,
                        .window = s->window,
                        .chunk = s->chunk,
                        .scale = 1.0f / sqrtf((float)s->d),
@@ -98,19 +100,21 @@ static void make(world *w, const shape *s)
                        .pages = up(w->pages, sizeof w->pages),
                        .q = { up(host, q * sizeof *host), (size_t)heads * s->d },
                        .q_head = s->d,
-                       .o_head = s->d,
+                       .o_head = d_v,
                        .k = { random_cache(s->type, (size_t)MAX_KEYS * width), page, s->type, width, PAGE_TOK, 0 },
-                       .v = { random_cache(s->type, (size_t)MAX_KEYS * width), page, s->type, width, PAGE_TOK, 0 },
                        .sinks = s->sinks ? up(sinks, sizeof sinks) : NULL };
-    w->a.o = (cu_reg) { up(host, q * sizeof *host), (size_t)heads * s->d };
-    ok(cudaMalloc((void **)&w->a.part, (size_t)MAX_ROWS * heads * 4 * (s->d + 2) * sizeof(float)));
+    w->a.v = w->a.k;
+    if (!s->d_v) w->a.v.p = random_cache(s->type, (size_t)MAX_KEYS * width);
+    w->a.o = (cu_reg) { up(host, q * sizeof *host), (size_t)heads * d_v };
+    ok(cudaMalloc((void **)&w->a.part, (size_t)MAX_ROWS * heads * 4 * (d_v + 2) * sizeof(float)));
     w->out = host;
 }
 
 static void unmake(world *w)
 {
-    const void *p[] = { w->a.pages, w->a.q.p, w->a.o.p, w->a.k.p, w->a.v.p, w->a.sinks, w->a.part };
+    const void *p[] = { w->a.pages, w->a.q.p, w->a.o.p, w->a.k.p, w->a.sinks, w->a.part };
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) ok(cudaFree((void *)(uintptr_t)p[i]));
+    if (w->a.v.p != w->a.k.p) ok(cudaFree(w->a.v.p));
     free(w->out);
 }
 
@@ -141,8 +145,8 @@ static void one_shape(const shape *s)
 {
     world w;
     make(&w, s);
-    uint32_t queries = cu_flash_queries(s->type, s->group, s->d, s->d, 227 * 1024), rows = queries / s->group;
-    size_t n = (size_t)s->n_rows * w.a.n_heads * s->d;
+    uint32_t queries = cu_flash_queries(s->type, s->group, s->d, w.a.d_v, 227 * 1024), rows = queries / s->group;
+    size_t n = (size_t)s->n_rows * w.a.n_heads * w.a.d_v;
     float *want = calloc(n, sizeof *want), *one = calloc(n, sizeof *one), *other = calloc(n, sizeof *other);
     assert_true(want && one && other && queries);
     run(&w, false, 0, s->n_rows, 16 / s->group ? 16 / s->group : 1, false, want);
@@ -174,12 +178,13 @@ static void one_shape(const shape *s)
 static void tensor_cores_give_the_plain_result_and_the_same_bits_in_any_company(void **st)
 {
     static const shape shapes[] = {
-        { KS_T_BF16, 64, 2, 4, 0, 33, 0, 0, 0, 0 },       { KS_T_BF16, 128, 2, 8, 0, 40, 0, 0, 0, 0 },
-        { KS_T_BF16, 128, 1, 8, 1010, 40, 0, 0, 1, 0 },   { KS_T_BF16, 128, 4, 1, 2200, 17, 0, 0, 0, 1 },
-        { KS_T_BF16, 256, 2, 8, 1000, 30, 0, 0, 0, 0 },   { KS_T_BF16, 64, 2, 8, 1500, 37, 128, 0, 1, 0 },
-        { KS_T_BF16, 128, 2, 5, 1020, 9, 0, 512, 0, 0 },  { KS_T_BF16, 64, 1, 16, 2240, 40, 700, 0, 0, 0 },
-        { KS_T_F8E4M3, 128, 4, 8, 1000, 40, 0, 0, 0, 0 }, { KS_T_F8E4M3, 64, 2, 8, 50, 40, 100, 0, 1, 0 },
-        { KS_T_F8E4M3, 256, 1, 8, 2000, 5, 0, 0, 0, 0 },
+        { KS_T_BF16, 64, 2, 4, 0, 33, 0, 0, 0, 0, 0 },         { KS_T_BF16, 128, 2, 8, 0, 40, 0, 0, 0, 0, 0 },
+        { KS_T_BF16, 128, 1, 8, 1010, 40, 0, 0, 1, 0, 0 },     { KS_T_BF16, 128, 4, 1, 2200, 17, 0, 0, 0, 1, 0 },
+        { KS_T_BF16, 256, 2, 8, 1000, 30, 0, 0, 0, 0, 0 },     { KS_T_BF16, 64, 2, 8, 1500, 37, 128, 0, 1, 0, 0 },
+        { KS_T_BF16, 128, 2, 5, 1020, 9, 0, 512, 0, 0, 0 },    { KS_T_BF16, 64, 1, 16, 2240, 40, 700, 0, 0, 0, 0 },
+        { KS_T_F8E4M3, 128, 4, 8, 1000, 40, 0, 0, 0, 0, 0 },   { KS_T_F8E4M3, 64, 2, 8, 50, 40, 100, 0, 1, 0, 0 },
+        { KS_T_F8E4M3, 256, 1, 8, 2000, 5, 0, 0, 0, 0, 0 },    { KS_T_BF16, 576, 1, 16, 1023, 2, 0, 0, 0, 0, 512 },
+        { KS_T_F8E4M3, 576, 1, 20, 1040, 2, 0, 0, 0, 0, 512 }, { KS_T_F8E4M3, 576, 1, 8, 0, 5, 0, 0, 0, 0, 512 },
     };
     (void)st;
     if (no_gpu[0]) skip();
@@ -191,7 +196,10 @@ static void shapes_that_it_does_not_fit_are_told(void **st)
     (void)st;
     assert_int_equal(cu_flash_queries(KS_T_F32, 8, 128, 128, 227 * 1024), 0);
     assert_int_equal(cu_flash_queries(KS_T_BF16, 17, 128, 128, 227 * 1024), 0);
-    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 576, 512, 227 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 192, 128, 227 * 1024), 0);
+    assert_int_equal(cu_flash_queries(KS_T_BF16, 128, 576, 512, 99 * 1024), 128); /* of a block: one row */
+    assert_int_equal(cu_flash_queries(KS_T_F8E4M3, 16, 576, 512, 99 * 1024), 16);
+    assert_int_equal(cu_flash_queries(KS_T_F8E4M3, 16, 576, 512, 64 * 1024), 0);
     assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 96, 96, 227 * 1024), 0);
     assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 128, 128, 48 * 1024), 0);
     assert_int_equal(cu_flash_queries(KS_T_BF16, 8, 128, 128, 99 * 1024), 64);
