@@ -172,6 +172,8 @@ typedef struct cu_experts {
     uint32_t n_registered;
     /* of the op that runs */
     const ks_op *route;                                  /* that is its part, too; NULL: is done */
+    bool adds;                                           /* its sum is the next op's part */
+    cu_sum pending;                                      /* that sum, between the two */
     uint32_t *begin, *begin_host, *pair_row, *slot_pair; /* host: pinned */
     float *pair_weight, *gate_up, *hidden, *out;
     cu_act hidden_act;
@@ -389,9 +391,12 @@ int cu_experts_run(cu_dev *d, const ks_op *op, uint32_t index, ks_err *err);
 int cu_choose_experts(cu_dev *d, const ks_op *op, const struct dev_bank *b, uint32_t how, const cu_offer *offer,
                       ks_err *err);
 void cu_products(cu_dev *d, const struct cu_job *j);
+/* What g makes of rows [first, ...) of the workspaces becomes the input of m. */
+void cu_activate(cu_dev *d, cu_matmul *m, cu_glu g, uint32_t first);
 /* Adds pairs [first, first + n), which the workspaces hold, to the sums of their rows; 0: those are begun. */
 void cu_combine_some(cu_dev *d, const ks_op *op, uint32_t first, uint32_t n);
 void cu_combine_pairs(cu_dev *d, const ks_op *op); /* all */
+cu_sum cu_sum_of(const cu_dev *d, const ks_op *op);
 
 /* stream.c */
 int cu_experts_begin(cu_dev *d, ks_err *err); /* of a run: publishes what has arrived, sends the first ahead */
@@ -444,7 +449,8 @@ size_t cu_step_bytes(const cu_dev *d);
 int cu_fuse_lay_out(cu_dev *d, ks_err *err);
 uint32_t cu_fused(const cu_dev *d, uint32_t first, uint32_t end); /* ops that are one launch now; 0: only this one */
 int cu_run_fused(cu_dev *d, uint32_t first, ks_err *err);
-const ks_op *cu_route_before(const cu_dev *d, uint32_t experts); /* ROUTE that the EXPERTS op may do; NULL: none */
+bool cu_adds_sum(const cu_dev *d, uint32_t experts, uint32_t end); /* what follows EXPERTS makes its sum, too */
+const ks_op *cu_route_before(const cu_dev *d, uint32_t experts);   /* ROUTE that the EXPERTS op may do; NULL: none */
 
 /* graph.c: *ret_done: the step is launched. */
 int cu_graph_run(cu_dev *d, const ks_batch *b, uint32_t begin, uint32_t end, bool *ret_done, ks_err *err);

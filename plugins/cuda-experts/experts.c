@@ -240,6 +240,25 @@ static void set_refs(const cu_dev *d, cu_matmul *m, const struct cu_job *j, size
     m->bias_stride = bias < 0 ? 0 : d->weights[bias].stride / sizeof(float);
 }
 
+void cu_activate(cu_dev *d, cu_matmul *m, cu_glu g, uint32_t first)
+{
+    bool quantized = cu_is_quantized(m->type);
+    m->x = g.y.p;
+    m->x_stride = g.y.stride;
+    if (quantized && d->opts->fuse && cu_quantizes(m->n_rows, g.n, m->n_out)) {
+        m->glu = g;
+        return;
+    }
+    m->act = d->ex.hidden_act;
+    g.x.p += first * g.x.stride;
+    g.y.p += first * g.y.stride;
+    if (g.weight) g.weight += first;
+    if (quantized)
+        cu_launch_glu_quant(&g, cu_act_from(m->act, first), d->compute);
+    else
+        cu_launch_glu(&g, d->compute);
+}
+
 void cu_products(cu_dev *d, const struct cu_job *j)
 {
     cu_experts *x = &d->ex;
@@ -257,18 +276,12 @@ void cu_products(cu_dev *d, const struct cu_job *j)
                  .n = n_ff,
                  .limit = op->u.mlp.limit,
                  .alpha = op->u.mlp.alpha,
-                 .x = { x->gate_up + (size_t)j->first * m.n_out, m.n_out },
-                 .y = { x->hidden + (size_t)j->first * n_ff, n_ff },
-                 .weight = op->u.mlp.weigh_input ? x->pair_weight + j->base + j->first : NULL };
+                 .x = { x->gate_up, m.n_out },
+                 .y = { x->hidden, n_ff },
+                 .weight = op->u.mlp.weigh_input ? x->pair_weight + j->base : NULL };
     m = cu_matmul_of(d, op->w[1], j->n_rows);
     set_refs(d, &m, j, j->bank->down_off, op->w[3]);
-    if (cu_is_quantized(m.type))
-        cu_launch_glu_quant(&g, cu_act_from(x->hidden_act, j->first), d->compute);
-    else
-        cu_launch_glu(&g, d->compute);
-    m.act = x->hidden_act;
-    m.x = x->hidden;
-    m.x_stride = n_ff;
+    cu_activate(d, &m, g, j->first);
     m.y = x->out;
     m.y_stride = m.n_out;
     cu_launch_matmul(&m, d->compute);
@@ -298,6 +311,19 @@ void cu_combine_pairs(cu_dev *d, const ks_op *op)
 static void quantize_input(cu_dev *d, const ks_op *op)
 {
     if (cu_is_quantized(cu_gweight(d->g, op->w[0])->type)) cu_quantize(d, op->in[0]);
+}
+
+/* Of all pairs, as cu_combine_pairs adds them up. */
+cu_sum cu_sum_of(const cu_dev *d, const ks_op *op)
+{
+    const cu_experts *x = &d->ex;
+    return (cu_sum) { .n_rows = d->step_rows,
+                      .k = op->u.mlp.k,
+                      .n_cols = cu_gweight(d->g, op->w[1])->n_out,
+                      .slot_pair = x->slot_pair,
+                      .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
+                      .x = x->out,
+                      .y = d->regs[op->out[0]].r };
 }
 
 /* Pairs by expert; `offer`, or, with how CU_CHOOSE_REFS, where to find those that all are here. */
@@ -339,7 +365,10 @@ static int run_resident(cu_dev *d, const ks_op *op, const struct dev_bank *b, ks
                         .n_rows = d->batch->n_rows,
                         .n_pairs = n };
     cu_products(d, &j);
-    cu_combine_pairs(d, op);
+    if (x->adds)
+        x->pending = cu_sum_of(d, op);
+    else
+        cu_combine_pairs(d, op);
     atomic_fetch_add_explicit(&d->hot, n, memory_order_relaxed);
     return 0;
 }

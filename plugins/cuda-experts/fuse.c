@@ -24,7 +24,7 @@ static uint32_t root(const cu_dev *d, int16_t reg)
     return d->regs[reg].root;
 }
 
-/* ---- [ADD] [TAP] NORM [and what quantized matrices read of it] */
+/* ---- [the sum of EXPERTS] [ADD] [TAP] NORM [and what quantized matrices read of it] */
 
 struct row_ops {
     const ks_op *add, *tap, *norm;
@@ -56,17 +56,19 @@ static int run_row(cu_dev *d, uint32_t first, ks_err *err)
 {
     struct row_ops r = row_ops_at(d, first);
     struct dev_reg *y = &d->regs[r.norm->out[0]];
-    cu_norm a = cu_norm_of(d, r.norm);
+    cu_row a = { .norm = cu_norm_of(d, r.norm) };
     if (r.add) {
-        a.sum = a.x;
-        a.x = d->regs[r.add->in[0]].r;
+        a.sum = a.norm.x;
+        a.norm.x = d->regs[r.add->in[0]].r;
         a.added = d->regs[r.add->in[1]].r;
         a.vec = cu_vector(d, r.add->w[1]);
         a.fx = r.add->f[0];
         a.fy = r.add->f[1];
+        a.pairs = d->ex.pending;
+        d->ex.pending = (cu_sum) { 0 };
     }
     if (y->has_act) a.act = y->act;
-    cu_launch_norm(&a, d->compute);
+    cu_launch_row(&a, d->compute);
     y->act_valid = y->has_act;
     return r.tap ? cu_tap(d, r.tap, err) : 0;
 }
@@ -207,6 +209,16 @@ int cu_run_fused(cu_dev *d, uint32_t first, ks_err *err)
         cu_touch(d, cu_op(d->g, i)->out[1]);
     }
     return patterns[f->pattern].run(d, first, err);
+}
+
+/* The sum of a row's experts, where ADD comes next. */
+bool cu_adds_sum(const cu_dev *d, uint32_t experts, uint32_t end)
+{
+    const ks_op *op = cu_op(d->g, experts), *add = experts + 1 < end ? at(d, experts + 1, KS_OP_ADD) : NULL;
+    if (!add || d->n_pieces > 1 || !cu_fused(d, experts + 1, end)) return false;
+    return add->in[1] == op->out[0] && root(d, add->in[0]) != root(d, add->in[1]) &&
+           root(d, add->out[0]) != root(d, add->in[1]) &&
+           d->regs[op->out[0]].width == cu_gweight(d->g, op->w[1])->n_out;
 }
 
 const ks_op *cu_route_before(const cu_dev *d, uint32_t experts)

@@ -4,6 +4,7 @@
  * two where they are short; its warps share the weight groups of up to 2048 columns. Every load of them is issued
  * before the first is used, and those of the next 2048 columns before the sums of these are folded. */
 #include "matmul_int.cuh"
+#include "quant.cuh"
 
 #define FEW 8u /* rows of a block */
 #define WARPS 8u
@@ -50,9 +51,37 @@ static __device__ __forceinline__ uint32_t enter_matrix(cu_matmul &m, uint32_t p
     return block;
 }
 
-template <uint32_t TYPE, uint32_t GROUP>
-static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, uint32_t per)
+/* The block's rows, into its shared memory. */
+static __device__ __forceinline__ void quantize_own(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p0,
+                                                    uint32_t n, const cu_act &own)
 {
+    constexpr uint32_t AHEAD = 4;
+    uint32_t groups = ceil_div(own.q_stride, 128), all = n * groups, lane = threadIdx.x % 32;
+    for (uint32_t u0 = threadIdx.x / 32; u0 < all; u0 += AHEAD * WARPS) {
+        float v[AHEAD][4];
+#pragma unroll
+        for (uint32_t i = 0; i < AHEAD; i++) {
+            uint32_t u = u0 + i * WARPS, row = u / groups, col = u % groups * 128 + lane * 4;
+            if (u >= all) continue;
+            uint32_t from = input_row(m, r.begin + p0 + row, z);
+            if (m.glu.n)
+                glu_4(v[i], m.glu, from, col);
+            else
+                load_4(v[i], m.x + from * m.x_stride + col, col < m.n_in ? m.n_in - col : 0);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < AHEAD; i++) {
+            uint32_t u = u0 + i * WARPS;
+            if (u < all) quantize(v[i], u / groups, u % groups * 128 + lane * 4, m.n_in, own);
+        }
+    }
+}
+
+/* OWN: the block quantizes its rows while its first weights are on their way. */
+template <uint32_t TYPE, uint32_t GROUP, bool OWN>
+static __global__ void __launch_bounds__(WARPS * 32, OWN ? 2 : 3) few_kernel(cu_matmul m, uint32_t per)
+{
+    CU_DYNAMIC_SHARED(int8_t, own_q); /* with OWN: (rows, n_in), and the scales (rows, n_in / 128) */
     constexpr uint32_t TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32;
     constexpr uint32_t SCALES = TASKS * 16 / (WARPS * 32);
     __shared__ int32_t isum[TASKS][16][FEW];
@@ -68,11 +97,18 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, 
     const uint8_t *strips = r.w + first * m.strip_bytes;
     const size_t scales_at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
     /* This lane's column of B; the fold's output: row of a strip, column. */
-    const int8_t *xq = g < n ? m.act.q + (size_t)input_row(m, r.begin + p0 + g, z) * m.act.q_stride : nullptr;
+    cu_act own = {};
+    if (OWN) {
+        own.q = own_q;
+        own.q_stride = n_in;
+        own.scale = (float *)(own_q + n * n_in); /* n_in is a multiple of 32 */
+        own.scale_stride = ceil_div(n_in, 128);
+    }
+    auto row_of = [&](uint32_t p) { return OWN ? (size_t)p : (size_t)input_row(m, r.begin + p0 + p, z); };
+    const cu_act &act = OWN ? own : m.act;
+    const int8_t *xq = g < n ? act.q + row_of(g) * act.q_stride : nullptr;
     uint32_t strip = threadIdx.x / (16 * FEW), row = threadIdx.x / FEW % 16, col = threadIdx.x % FEW;
-    const float *xs = strip == 0 && col < n
-                          ? m.act.scale + (size_t)input_row(m, r.begin + p0 + col, z) * m.act.scale_stride
-                          : nullptr;
+    const float *xs = strip == 0 && col < n ? act.scale + row_of(col) * act.scale_stride : nullptr;
     raw<TYPE> w[MINE][STEPS];
     uint2 x[MINE][STEPS];
     float ws[SCALES], xscale_next = 0, acc = 0;
@@ -97,6 +133,10 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, 
             if (task < groups * n_strips)
                 ws[i] = weight_scale<TYPE>(strips + task / groups * m.strip_bytes + scales_at,
                                            c0 / GROUP + task % groups, at % 16);
+        }
+        if (OWN && c0 == 0) {
+            quantize_own(m, r, z, p0, n, own);
+            __syncthreads();
         }
 #pragma unroll
         for (uint32_t i = 0; i < MINE; i++) {
@@ -142,19 +182,29 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) few_kernel(cu_matmul m, 
     if (strip < n_strips && col < n && o < m.n_out) store(m, r, z, r.begin + p0 + col, o, acc);
 }
 
-template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
+template <uint32_t TYPE, bool OWN> static void launch_as(const cu_matmul *m, cu_stream s)
 {
     uint32_t strips = m->n_of ? 0 : blocks_of(m->n_out, 1), blocks = (m->n_rows + FEW - 1) / FEW, all = 0;
     for (uint32_t i = 0; i < m->n_of; i++) strips += blocks_of(m->of[i].n_out, 1);
     uint32_t per = m->n_in <= CHUNK / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH ? SPLIT : 1;
     for (uint32_t i = 0; i < m->n_of; i++) all += blocks_of(m->of[i].n_out, per);
     dim3 grid(m->n_of ? all : blocks_of(m->n_out, per), blocks, m->n_mat);
+    uint32_t rows = m->n_rows < FEW ? m->n_rows : FEW, n_in = (m->n_in + 31) / 32 * 32;
+    size_t bytes = OWN ? rows * (n_in + (n_in + 127) / 128 * sizeof(float)) : 0;
     if (m->group == 128)
-        CU_LAUNCH((few_kernel<TYPE, 128>), grid, WARPS * 32, 0, s)(*m, per);
+        CU_LAUNCH((few_kernel<TYPE, 128, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
     else if (m->group == 64)
-        CU_LAUNCH((few_kernel<TYPE, 64>), grid, WARPS * 32, 0, s)(*m, per);
+        CU_LAUNCH((few_kernel<TYPE, 64, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
     else
-        CU_LAUNCH((few_kernel<TYPE, 32>), grid, WARPS * 32, 0, s)(*m, per);
+        CU_LAUNCH((few_kernel<TYPE, 32, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
+}
+
+template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
+{
+    if (m->act.q)
+        launch_as<TYPE, false>(m, s);
+    else
+        launch_as<TYPE, true>(m, s);
 }
 
 void cu_launch_matmul_few(const cu_matmul *m, cu_stream s)

@@ -1,5 +1,4 @@
 /* QUANT, of what lies there or of what GLU makes of it: one warp for 128 columns of a row (quant.cuh). */
-#include "act.cuh"
 #include "quant.cuh"
 
 __thread uint64_t cu_n_launches;
@@ -11,17 +10,6 @@ static __device__ __forceinline__ bool find_columns(const cu_act &out, uint32_t 
     *row = unit / blocks;
     *col = unit % blocks * 128 + threadIdx.x % 32 * 4;
     return *row < n_rows;
-}
-
-/* Four of which n are there, the others are 0. */
-static __device__ __forceinline__ void load_4(float v[4], const float *x, uint32_t n)
-{
-    if (n >= 4 && (uintptr_t)x % 16 == 0) {
-        float4 f = *(const float4 *)x;
-        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
-        return;
-    }
-    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? x[i] : 0.0f;
 }
 
 static __global__ void quant_kernel(const float *x, size_t x_stride, uint32_t n_rows, uint32_t n_in, cu_act out)
@@ -37,12 +25,8 @@ static __global__ void glu_quant_kernel(cu_glu a, cu_act out)
 {
     uint32_t row, col;
     if (!find_columns(out, a.n_rows, &row, &col)) return;
-    const uint32_t n = col < a.n ? a.n - col : 0;
-    const float *x = gate_at(a, row, col);
-    float g[4], u[4], v[4];
-    load_4(g, x, n);
-    load_4(u, x + 16, n);
-    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? glu(a, weigh(a, row, g[i]), weigh(a, row, u[i])) : 0.0f;
+    float v[4];
+    glu_4(v, a, row, col);
     quantize(v, row, col, a.n, out);
 }
 

@@ -18,33 +18,61 @@ template <uint32_t THREADS> static __device__ float block_sum(float v, float *sh
     return sum;
 }
 
-/* What comes before the norm of column c of a row, if anything does. */
-static __device__ __forceinline__ float norm_input(const cu_norm &a, uint32_t row, uint32_t c)
+/* What is normed of a row becomes fx v + fy added; a thread has columns threadIdx.x + j * THREADS. */
+template <uint32_t THREADS, uint32_t PER>
+static __device__ __forceinline__ void add_row(const cu_row &a, uint32_t row, float v[PER])
 {
-    float v = a.x.p[row * a.x.stride + c];
-    if (!a.added.p) return v;
-    float w = a.fy * a.added.p[row * a.added.stride + c];
-    v = a.fx * v + (a.vec ? w * a.vec[c] : w);
-    a.sum.p[row * a.sum.stride + c] = v;
-    return v;
+    uint32_t width = a.norm.width;
+    float y[PER] = {};
+    if (!a.added.p) return;
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        if (i < width && !a.pairs.x) y[j] = a.added.p[row * a.added.stride + i];
+    }
+#pragma unroll(PER > 8 ? 1 : 4)                             /* experts whose numbers are on their way at once */
+    for (uint32_t s = 0; a.pairs.x && s < a.pairs.k; s++) { /* as sum_kernel does */
+        uint32_t p = a.pairs.slot_pair[row * a.pairs.k + s];
+        bool here = p != UINT32_MAX;
+        const float *x = a.pairs.x + (size_t)(here ? p : 0) * width;
+        float w = a.pairs.pair_weight ? a.pairs.pair_weight[here ? p : 0] : 1.0f, u[PER];
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++) u[j] = x[min(threadIdx.x + j * THREADS, width - 1)];
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++) y[j] = here ? __fadd_rn(y[j], __fmul_rn(w, u[j])) : y[j];
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        if (i >= width) continue;
+        if (a.pairs.x) a.added.p[row * a.added.stride + i] = y[j];
+        float b = a.fy * y[j];
+        v[j] = a.fx * v[j] + (a.vec ? b * a.vec[i] : b);
+        a.sum.p[row * a.sum.stride + i] = v[j];
+    }
 }
 
 /* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. A warp is a row of the
- * block, or all of it. With a.act, what comes out is quantized by way of shared memory. */
-template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds__(BLOCK) norm_kernel(cu_norm a)
+ * block, or all of it. ROW: with what cu_row has around the norm; what comes out is quantized by way of shared memory.
+ */
+template <uint32_t THREADS, uint32_t PER, bool ROW>
+static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_constant__ cu_row b)
 {
-    CU_DYNAMIC_SHARED(float, rows); /* (BLOCK / THREADS, width), with act */
+    const cu_norm &a = b.norm;
+    CU_DYNAMIC_SHARED(float, rows); /* (BLOCK / THREADS, width), with b.act */
     __shared__ float shared[THREADS / 32];
     uint32_t slices = a.n / a.width, unit = blockIdx.x * (BLOCK / THREADS) + threadIdx.y, row = unit / slices,
              c0 = unit % slices * a.width;
     if (row >= a.n_rows) return;
+    const float *x = a.x.p + row * a.x.stride + c0;
     float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER], *out = rows + threadIdx.y * a.width;
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
-        v[j] = i < a.width ? norm_input(a, row, c0 + i) : 0.0f;
+        v[j] = i < a.width ? x[i] : 0.0f;
         w[j] = i < a.width && a.weight ? a.weight[(c0 + i) % a.w_width] : 1.0f;
     }
+    if (ROW) add_row<THREADS, PER>(b, row, v);
     if (a.kind == KS_NORM_LAYER) {
 #pragma unroll
         for (uint32_t j = 0; j < PER; j++)
@@ -64,17 +92,17 @@ template <uint32_t THREADS, uint32_t PER> static __global__ void __launch_bounds
         if (i >= a.width) continue;
         float r = v[j] * inv * (w[j] + a.w_offset);
         y[i] = r = a.bias ? r + a.bias[(c0 + i) % a.w_width] : r;
-        if (a.act.q) out[i] = r;
+        if (ROW && b.act.q) out[i] = r;
     }
-    if (!a.act.q) return;
+    if (!ROW || !b.act.q) return;
     if (THREADS == 32)
         __syncwarp();
     else
         __syncthreads();
-    for (uint32_t col = threadIdx.x * 4; col / 128 * 128 < a.act.q_stride; col += THREADS * 4) {
+    for (uint32_t col = threadIdx.x * 4; col / 128 * 128 < b.act.q_stride; col += THREADS * 4) {
         float u[4];
         for (uint32_t i = 0; i < 4; i++) u[i] = col + i < a.width ? out[col + i] : 0.0f;
-        quantize(u, row, col, a.width, a.act);
+        quantize(u, row, col, a.width, b.act);
     }
 }
 
@@ -102,29 +130,41 @@ static __global__ void __launch_bounds__(BLOCK) wide_norm_kernel(cu_norm a)
     }
 }
 
-template <uint32_t THREADS> static void launch_norm(const cu_norm *a, uint32_t units, cu_stream s)
+template <uint32_t THREADS, bool ROW> static void launch_row(const cu_row *a, uint32_t units, cu_stream s)
 {
-    const uint32_t blocks = (units + BLOCK / THREADS - 1) / (BLOCK / THREADS);
+    const uint32_t blocks = (units + BLOCK / THREADS - 1) / (BLOCK / THREADS), width = a->norm.width;
     const dim3 block(THREADS, BLOCK / THREADS);
-    const size_t bytes = a->act.q ? BLOCK / THREADS * a->width * sizeof(float) : 0;
-    if (a->width <= 4 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 4>), blocks, block, bytes, s)(*a);
-    else if (a->width <= 8 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 8>), blocks, block, bytes, s)(*a);
-    else if (a->width <= 32 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 32>), blocks, block, bytes, s)(*a);
+    const size_t bytes = a->act.q ? BLOCK / THREADS * width * sizeof(float) : 0;
+    if (width <= 4 * THREADS)
+        CU_LAUNCH((norm_kernel<THREADS, 4, ROW>), blocks, block, bytes, s)(*a);
+    else if (width <= 8 * THREADS)
+        CU_LAUNCH((norm_kernel<THREADS, 8, ROW>), blocks, block, bytes, s)(*a);
+    else if (width <= 32 * THREADS)
+        CU_LAUNCH((norm_kernel<THREADS, 32, ROW>), blocks, block, bytes, s)(*a);
     else
-        CU_LAUNCH(wide_norm_kernel, units, BLOCK, 0, s)(*a);
+        CU_LAUNCH(wide_norm_kernel, units, BLOCK, 0, s)(a->norm);
+}
+
+template <bool ROW> static void launch_rows(const cu_row *a, cu_stream s)
+{
+    uint32_t units = a->norm.n_rows * (a->norm.n / a->norm.width);
+    if (!units) return;
+    if (a->norm.width <= 256)
+        launch_row<32, ROW>(a, units, s);
+    else
+        launch_row<BLOCK, ROW>(a, units, s);
+}
+
+void cu_launch_row(const cu_row *a, cu_stream s)
+{
+    launch_rows<true>(a, s);
 }
 
 void cu_launch_norm(const cu_norm *a, cu_stream s)
 {
-    uint32_t units = a->n_rows * (a->n / a->width);
-    if (!units) return;
-    if (a->width <= 256)
-        launch_norm<32>(a, units, s);
-    else
-        launch_norm<BLOCK>(a, units, s);
+    cu_row r = {};
+    r.norm = *a;
+    launch_rows<false>(&r, s);
 }
 
 /* Pair i of a head whose columns are x. */

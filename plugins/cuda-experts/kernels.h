@@ -39,6 +39,20 @@ static inline uint32_t cu_tiles(uint32_t n_rows)
     return (n_rows + CU_TILE_ROWS - 1) / CU_TILE_ROWS;
 }
 
+/* A register: element (0, 0) and elements between rows. */
+typedef struct cu_reg {
+    float *p;
+    size_t stride;
+} cu_reg;
+
+/* act(gate) * up; strips of both take turns in x. */
+typedef struct cu_glu {
+    uint32_t kind, n_rows, n, _pad;
+    float limit, alpha;
+    cu_reg x, y;
+    const float *weight; /* (n_rows) multiplies gate and up first; NULL: 1 */
+} cu_glu;
+
 /* A matrix of several that are one launch. */
 #define CU_MATRICES 4u
 typedef struct cu_matrix {
@@ -62,8 +76,9 @@ typedef struct cu_matmul {
     const uint32_t *rows;
     uint32_t x_mul, x_add;
     uint32_t n_pairs, _pad; /* with refs: rows of all matrices together, at most */
-    cu_act act;             /* I8, I4, MXFP4 */
+    cu_act act;             /* I8, I4, MXFP4; q NULL: the product quantizes x, or what glu makes, by itself */
     const float *x;         /* F32, BF16 */
+    cu_glu glu;             /* its rows are p; n 0: none */
     size_t x_stride;
     float *y;
     size_t y_stride, y_mat;
@@ -75,26 +90,20 @@ typedef struct cu_matmul {
 } cu_matmul;
 
 void cu_launch_matmul(const cu_matmul *m, cu_stream s);
+/* May a product of so many rows and columns quantize by itself? Each block does, so the outputs are bounded, too. */
+static inline int cu_quantizes(uint32_t n_rows, uint32_t n_in, uint32_t n_out)
+{
+    uint32_t rows = n_rows < 8 ? n_rows : 8;
+    return n_rows <= 16 && (uint64_t)rows * n_in <= 8192 && n_out <= 16384;
+}
 void cu_launch_quant(const float *x, size_t x_stride, uint32_t n_rows, uint32_t n_in, cu_act out, cu_stream s);
 
-/* A register: element (0, 0) and elements between rows. */
-typedef struct cu_reg {
-    float *p;
-    size_t stride;
-} cu_reg;
-
 /* ---- ops over rows: the fields of the SDK's ks_*_args */
-#define CU_NORM_ROW 8192u /* columns of a row that may have `added` or `act` */
 typedef struct cu_norm {
     uint32_t kind, n_rows, n, width, w_width, _pad;
     float eps, w_offset;
     cu_reg x, y;
     const float *weight, *bias;
-    /* p NULL: none. What is normed is sum = fx x + fy added (* vec), n being width. */
-    cu_reg added, sum;
-    const float *vec;
-    float fx, fy;
-    cu_act act; /* of y, n being width; q NULL: none */
 } cu_norm;
 void cu_launch_norm(const cu_norm *a, cu_stream s);
 
@@ -107,12 +116,6 @@ typedef struct cu_rope {
 } cu_rope;
 void cu_launch_rope(const cu_rope *a, cu_stream s);
 
-typedef struct cu_glu {
-    uint32_t kind, n_rows, n, _pad;
-    float limit, alpha;
-    cu_reg x, y;
-    const float *weight; /* (n_rows) multiplies gate and up first; NULL: 1 */
-} cu_glu;
 void cu_launch_glu(const cu_glu *a, cu_stream s);
 /* Quantized at once; y is not written. */
 void cu_launch_glu_quant(const cu_glu *a, cu_act out, cu_stream s);
@@ -343,6 +346,19 @@ typedef struct cu_sum {
     uint64_t patience_ns;
 } cu_sum;
 void cu_launch_sum(const cu_sum *a, cu_stream s);
+
+/* A norm of whole rows and what stands around it, in one launch. */
+#define CU_NORM_ROW 8192u /* columns at most */
+typedef struct cu_row {
+    cu_norm norm; /* n is width */
+    /* p NULL: nothing is added. Else what is normed is sum = fx norm.x + fy added (* vec). */
+    cu_reg added, sum;
+    const float *vec;
+    float fx, fy;
+    cu_sum pairs; /* x NULL: none; else they make `added` first. Nothing of the host's */
+    cu_act act;   /* of norm.y; q NULL: none */
+} cu_row;
+void cu_launch_row(const cu_row *a, cu_stream s);
 
 /* Reads memory of the host or the device, for a rate. */
 void cu_launch_read(const uint8_t *p, size_t bytes, uint32_t *ret, cu_stream s);

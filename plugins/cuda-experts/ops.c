@@ -92,12 +92,15 @@ static int op_norm(cu_dev *d, const ks_op *op, ks_err *err)
     return 0;
 }
 
-/* Quantizes the input where the matrix wants that. */
+/* Quantizes the input where the matrix wants that, or lets few rows be quantized by the product. */
 cu_matmul cu_linear_of(cu_dev *d, const ks_op *op)
 {
+    const struct dev_reg *x = &d->regs[op->in[0]];
     cu_matmul m = cu_matmul_of(d, op->w[0], cu_rows(d, op->in[0]));
-    if (cu_is_quantized(m.type)) cu_quantize(d, op->in[0]);
-    cu_set_input(&m, &d->regs[op->in[0]]);
+    bool own = d->opts->fuse && !x->act_valid && cu_quantizes(m.n_rows, m.n_in, m.n_out);
+    if (cu_is_quantized(m.type) && !own) cu_quantize(d, op->in[0]);
+    cu_set_input(&m, x);
+    if (own) m.act = (cu_act) { 0 };
     m.y = d->regs[op->out[0]].r.p;
     m.y_stride = d->regs[op->out[0]].r.stride;
     m.bias = cu_vector(d, op->w[1]);
@@ -352,13 +355,7 @@ static int op_mlp(cu_dev *d, const ks_op *op, ks_err *err)
                  .x = { d->ex.gate_up, m.n_out },
                  .y = { d->ex.hidden, n_ff } };
     m = cu_matmul_of(d, op->w[1], n);
-    if (cu_is_quantized(m.type))
-        cu_launch_glu_quant(&g, d->ex.hidden_act, d->compute);
-    else
-        cu_launch_glu(&g, d->compute);
-    m.act = d->ex.hidden_act;
-    m.x = d->ex.hidden;
-    m.x_stride = n_ff;
+    cu_activate(d, &m, g, 0);
     m.y = d->regs[op->out[0]].r.p;
     m.y_stride = d->regs[op->out[0]].r.stride;
     m.bias = cu_vector(d, op->w[3]);
@@ -582,12 +579,14 @@ static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, ui
 int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
 {
     int rc = cu_step_send(d, err);
+    d->ex.pending = (cu_sum) { 0 };
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {
         for (end = i; end < op_end && cu_op(d->g, end)->kind != KS_OP_EXPERTS; end++) continue;
         d->ex.route = end < op_end && end > i ? cu_route_before(d, end) : NULL;
         for (uint32_t p = 0; p < d->n_pieces && end > i && !rc; p++) rc = run_piece(d, p, i, end, op_end, err);
         if (end > i) cu_pieces_leave(d, b, end < op_end ? cu_op(d->g, end)->in[0] : -1);
+        d->ex.adds = end < op_end && cu_adds_sum(d, end, op_end);
         if (end < op_end && !rc) rc = run_op(d, end++, err);
     }
     return rc;

@@ -2,7 +2,7 @@
 #ifndef CU_QUANT_CUH
 #define CU_QUANT_CUH
 
-#include "common.cuh"
+#include "act.cuh"
 
 /* A lane's columns col .. col + 3 of a row. */
 static __device__ __forceinline__ void quantize(const float v[4], uint32_t row, uint32_t col, uint32_t n_in,
@@ -32,6 +32,28 @@ static __device__ __forceinline__ void quantize(const float v[4], uint32_t row, 
         out.scale[(size_t)row * out.scale_stride + col / 128] = good     ? __fdiv_rn(amax, 127.0f)
                                                                 : finite ? 0.0f
                                                                          : __uint_as_float(0x7fc00000u);
+}
+
+/* Four of which n are there, the others are 0. */
+static __device__ __forceinline__ void load_4(float v[4], const float *x, uint32_t n)
+{
+    if (n >= 4 && (uintptr_t)x % 16 == 0) {
+        float4 f = *(const float4 *)x;
+        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+        return;
+    }
+    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? x[i] : 0.0f;
+}
+
+/* Columns col .. col + 3 of what GLU makes of a row. */
+static __device__ __forceinline__ void glu_4(float v[4], const cu_glu &a, uint32_t row, uint32_t col)
+{
+    uint32_t n = col < a.n ? a.n - col : 0;
+    const float *x = gate_at(a, row, col);
+    float g[4], u[4];
+    load_4(g, x, n);
+    load_4(u, x + 16, n);
+    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? glu(a, weigh(a, row, g[i]), weigh(a, row, u[i])) : 0.0f;
 }
 
 #endif

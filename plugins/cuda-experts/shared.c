@@ -379,19 +379,17 @@ static cu_offer offer_of(const cu_dev *d, const ks_op *op, const struct dev_bank
 
 static void take(cu_dev *d, const ks_op *op)
 {
-    const cu_experts *x = &d->ex;
-    cu_sum t = { .n_rows = d->step_rows,
-                 .k = op->u.mlp.k,
-                 .n_cols = cu_gweight(d->g, op->w[1])->n_out,
-                 .slot_pair = x->slot_pair,
-                 .pair_weight = op->u.mlp.weigh_input ? NULL : x->pair_weight,
-                 .x = x->out,
-                 .y = d->regs[op->out[0]].r,
-                 .n_left = x->share.n_left,
-                 .ticket = x->share.ticket,
-                 .mail = x->share.mail,
-                 .mail_y = x->share.y,
-                 .patience_ns = patience_ns(d) };
+    cu_experts *x = &d->ex;
+    cu_sum t = cu_sum_of(d, op);
+    if (x->adds && !host_computes(d)) {
+        x->pending = t;
+        return;
+    }
+    t.n_left = x->share.n_left;
+    t.ticket = x->share.ticket;
+    t.mail = x->share.mail;
+    t.mail_y = x->share.y;
+    t.patience_ns = patience_ns(d);
     cu_launch_sum(&t, d->compute);
 }
 

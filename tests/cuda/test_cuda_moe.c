@@ -199,6 +199,65 @@ static void grouped_products_have_the_bits_of_single_ones(void **st)
     product_of(KS_T_MXFP4, 160, 32);
 }
 
+/* A product that quantizes its rows, or what GLU makes of them, against one of what was quantized before. */
+static void own_of(uint32_t type, uint32_t n_in, uint32_t n_rows, bool with_glu)
+{
+    uint32_t strips = (N_OUT + 15) / 16, group = type == KS_T_MXFP4 ? 32 : 128, stride = 2 * n_in;
+    uint32_t q_stride = (n_in + 63) / 64 * 64, n_scale = (n_in + 127) / 128;
+    cu_matmul m = { .type = type, .n_in = n_in, .n_out = N_OUT, .group = group, .n_mat = 1, .n_rows = n_rows };
+    m.x_mul = 1;
+    m.y_stride = N_OUT;
+    m.scale = 1;
+    m.strip_bytes = ks_t16_strip_bytes(type, n_in, group);
+    uint8_t *w = malloc(strips * m.strip_bytes);
+    assert_non_null(w);
+    for (size_t i = 0; i < strips * m.strip_bytes; i++) w[i] = (uint8_t)below(256);
+    for (uint32_t s = 0; s < strips; s++) set_scales(w + s * m.strip_bytes, &m);
+    m.w = up(w, strips * m.strip_bytes);
+    free(w);
+    assert_true(n_in % 16 == 0 && cu_quantizes(n_rows, n_in, N_OUT));
+    float *x = some((size_t)n_rows * stride * 4, true), *hidden = some((size_t)n_rows * n_in * 4, true);
+    cu_glu g = { .kind = KS_ACT_SILU, .n_rows = n_rows, .n = n_in, .x = { x, stride }, .y = { hidden, n_in } };
+    m.x = x;
+    m.x_stride = stride;
+    cu_act act = { .q_stride = q_stride, .scale_stride = n_scale, .sum_stride = q_stride / 32 };
+    act.q = some((size_t)n_rows * q_stride, false);
+    act.scale = some((size_t)n_rows * n_scale * 4, true);
+    act.sum = some((size_t)n_rows * q_stride / 8, true);
+    size_t bytes = (size_t)n_rows * N_OUT * 4;
+    float *y[2] = { malloc(bytes), malloc(bytes) };
+    assert_true(y[0] && y[1]);
+    for (uint32_t own = 0; own < 2; own++) {
+        memset(y[own], 0, bytes);
+        float *y_dev = m.y = up(y[own], bytes);
+        m.act = own ? (cu_act) { 0 } : act;
+        m.glu = own && with_glu ? g : (cu_glu) { 0 };
+        if (!own && with_glu) cu_launch_glu_quant(&g, act, NULL);
+        if (!own && !with_glu) cu_launch_quant(x, stride, n_rows, n_in, act, NULL);
+        cu_launch_matmul(&m, NULL);
+        ok(cudaDeviceSynchronize());
+        down(y[own], y_dev, bytes);
+    }
+    if (memcmp(y[0], y[1], bytes) != 0) fail_msg("type %u, %u columns, %u rows", type, n_in, n_rows);
+    free(y[0]);
+    free(y[1]);
+    void *held[] = { (void *)(uintptr_t)m.w, x, hidden, act.q, act.scale, act.sum };
+    for (uint32_t i = 0; i < 6; i++) ok(cudaFree(held[i]));
+}
+
+static void products_quantize_as_if_it_had_been_done_before(void **st)
+{
+    static const uint32_t types[] = { KS_T_I8, KS_T_I4, KS_T_MXFP4 };
+    (void)st;
+    if (no_gpu[0]) skip();
+    for (uint32_t i = 0; i < 6; i++) {
+        own_of(types[i % 3], 8192, 1, i > 2);
+        own_of(types[i % 3], 4064, 2, i > 2);
+        own_of(types[i % 3], 768, 10, i > 2);
+        own_of(types[i % 3], 96, 16, i > 2);
+    }
+}
+
 /* n activations of 3 rows, quantized by two launches and by one. */
 static void glu_of(uint32_t kind, uint32_t n, bool weighed)
 {
@@ -267,6 +326,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(pairs_are_sorted_by_expert_and_row),
                                         cmocka_unit_test(grouped_products_have_the_bits_of_single_ones),
+                                        cmocka_unit_test(products_quantize_as_if_it_had_been_done_before),
                                         cmocka_unit_test(activations_are_quantized_as_if_they_had_been_stored) };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
