@@ -7,7 +7,8 @@
 #define FEW 4u
 #define FEW_SPANS 16u     /* in flight in a block */
 #define X_ROW (SPAN + 4u) /* of a span in shared memory: neighbours in other banks */
-#define NARROW 512u       /* up to so many outputs the kernel for many takes smaller tiles */
+#define OUTS 64u          /* of a block for many rows */
+#define NARROW 512u       /* up to so many outputs its blocks have fewer rows */
 #define STEP 32u          /* columns that it takes at once */
 
 template <bool BF16> static __device__ __forceinline__ float weight_at(const uint8_t *strip, uint32_t row, uint32_t k)
@@ -91,44 +92,46 @@ template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, c
     CU_LAUNCH((few_kernel<BF16, COLS>), grid, FEW_SPANS * 16, bytes, s)(*m);
 }
 
-template <uint32_t N> struct __align__(4 * N) several
+/* A thread owns 4 x 4 of a block's OUTS x ROWS; the next step's numbers are on their way while this one is added. */
+template <bool BF16, uint32_t ROWS> static __global__ void __launch_bounds__(ROWS * 4) many_kernel(cu_matmul m)
 {
-    float v[N];
-};
-
-/* A thread owns 16ths of a tile each way, squared; the next step's numbers are on their way while this one is added. */
-template <bool BF16, uint32_t TILE> static __global__ void __launch_bounds__(256) many_kernel(cu_matmul m)
-{
-    constexpr uint32_t SIDE = TILE / 16, PER = TILE * STEP / 256;
-    __shared__ __align__(16) float ws[STEP][TILE + SIDE], xs[STEP][TILE + SIDE]; /* few columns of xs share a bank */
-    __shared__ uint32_t xrow[TILE];
-    uint32_t z = blockIdx.z, tr = threadIdx.x % 16 * SIDE, tc = threadIdx.x / 16 * SIDE;
+    constexpr uint32_t THREADS = ROWS * 4, PER_W = OUTS * STEP / THREADS, PER_X = ROWS * STEP / THREADS;
+    __shared__ __align__(16) float ws[STEP][OUTS + 4], xs[STEP][ROWS + 4];
+    __shared__ uint32_t xrow[ROWS];
+    uint32_t z = blockIdx.z, tr = threadIdx.x % (OUTS / 4) * 4, tc = threadIdx.x / (OUTS / 4) * 4;
     cu_ref r;
     if (!find_matrix(m, z, &r)) return;
-    uint32_t p0 = blockIdx.y * TILE, o0 = blockIdx.x * TILE;
+    uint32_t p0 = blockIdx.y * ROWS, o0 = blockIdx.x * OUTS;
     if (p0 >= r.n) return;
-    uint32_t n = min(TILE, r.n - p0), n_strips = ceil_div(m.n_out, 16);
-    if (threadIdx.x < TILE) xrow[threadIdx.x] = input_row(m, r.begin + p0 + (threadIdx.x < n ? threadIdx.x : 0), z);
+    uint32_t n = min(ROWS, r.n - p0), n_strips = ceil_div(m.n_out, 16);
+    if (threadIdx.x < ROWS) xrow[threadIdx.x] = input_row(m, r.begin + p0 + (threadIdx.x < n ? threadIdx.x : 0), z);
     __syncthreads();
-    float w_next[PER], x_next[PER];
+    float w_next[PER_W], x_next[PER_X];
     auto fetch = [&](uint32_t k0) {
 #pragma unroll
-        for (uint32_t j = 0; j < PER; j++) {
-            uint32_t i = j * 256 + threadIdx.x, row = i % TILE, k = k0 + i / TILE, strip = o0 / 16 + row / 16;
+        for (uint32_t j = 0; j < PER_W; j++) {
+            uint32_t i = j * THREADS + threadIdx.x, row = i % OUTS, k = k0 + i / OUTS, strip = o0 / 16 + row / 16;
             w_next[j] =
                 strip < n_strips && k < m.n_in ? weight_at<BF16>(r.w + strip * m.strip_bytes, row % 16, k) : 0.0f;
-            k = k0 + i % STEP;
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < PER_X; j++) {
+            uint32_t i = j * THREADS + threadIdx.x, k = k0 + i % STEP;
             x_next[j] = k < m.n_in ? m.x[(size_t)xrow[i / STEP] * m.x_stride + k] : 0.0f;
         }
     };
-    float total[SIDE][SIDE] = {}, acc[SIDE][SIDE] = {};
+    float total[4][4] = {}, acc[4][4] = {};
     fetch(0);
     for (uint32_t k0 = 0; k0 < m.n_in; k0 += STEP) {
         __syncthreads();
 #pragma unroll
-        for (uint32_t j = 0; j < PER; j++) {
-            uint32_t i = j * 256 + threadIdx.x;
-            ws[i / TILE][i % TILE] = w_next[j];
+        for (uint32_t j = 0; j < PER_W; j++) {
+            uint32_t i = j * THREADS + threadIdx.x;
+            ws[i / OUTS][i % OUTS] = w_next[j];
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < PER_X; j++) {
+            uint32_t i = j * THREADS + threadIdx.x;
             xs[i % STEP][i / STEP] = x_next[j];
         }
         __syncthreads();
@@ -136,32 +139,33 @@ template <bool BF16, uint32_t TILE> static __global__ void __launch_bounds__(256
         uint32_t steps = min(STEP, m.n_in - k0);
 #pragma unroll 8
         for (uint32_t k = 0; k < steps; k++) {
-            const several<SIDE> w = *(const several<SIDE> *)&ws[k][tr], x = *(const several<SIDE> *)&xs[k][tc];
+            const float4 w4 = *(const float4 *)&ws[k][tr], x4 = *(const float4 *)&xs[k][tc];
+            const float w[4] = { w4.x, w4.y, w4.z, w4.w }, x[4] = { x4.x, x4.y, x4.z, x4.w };
 #pragma unroll
-            for (uint32_t i = 0; i < SIDE; i++)
+            for (uint32_t i = 0; i < 4; i++)
 #pragma unroll
-                for (uint32_t j = 0; j < SIDE; j++) acc[i][j] = __fmaf_rn(w.v[i], x.v[j], acc[i][j]);
+                for (uint32_t j = 0; j < 4; j++) acc[i][j] = __fmaf_rn(w[i], x[j], acc[i][j]);
         }
         if ((k0 + STEP) % SPAN && k0 + STEP < m.n_in) continue;
 #pragma unroll
-        for (uint32_t i = 0; i < SIDE; i++)
+        for (uint32_t i = 0; i < 4; i++)
 #pragma unroll
-            for (uint32_t j = 0; j < SIDE; j++) {
+            for (uint32_t j = 0; j < 4; j++) {
                 total[i][j] = __fadd_rn(total[i][j], acc[i][j]);
                 acc[i][j] = 0;
             }
     }
 #pragma unroll
-    for (uint32_t j = 0; j < SIDE; j++)
+    for (uint32_t j = 0; j < 4; j++)
 #pragma unroll
-        for (uint32_t i = 0; i < SIDE; i++)
+        for (uint32_t i = 0; i < 4; i++)
             if (tc + j < n && o0 + tr + i < m.n_out) store(m, r, z, r.begin + p0 + tc + j, o0 + tr + i, total[i][j]);
 }
 
-template <bool BF16, uint32_t TILE> static void launch_many(const cu_matmul *m, cu_stream s)
+template <bool BF16, uint32_t ROWS> static void launch_many(const cu_matmul *m, cu_stream s)
 {
-    dim3 grid((m->n_out + TILE - 1) / TILE, (m->n_rows + TILE - 1) / TILE, m->n_mat);
-    CU_LAUNCH((many_kernel<BF16, TILE>), grid, 256, 0, s)(*m);
+    dim3 grid((m->n_out + OUTS - 1) / OUTS, (m->n_rows + ROWS - 1) / ROWS, m->n_mat);
+    CU_LAUNCH((many_kernel<BF16, ROWS>), grid, ROWS * 4, 0, s)(*m);
 }
 
 template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
