@@ -501,15 +501,19 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
         bool sees = works && j0 <= warp_last && j0 + S::KEYS > warp_lo;
         float c[S::MT][S::KEYS / 8][4];
         f.take_k(j0);
-        if (S::SHARED) {
+        const bool masked = j0 + S::KEYS - 1 > warp_pos || j0 < all_lo;
+        if constexpr (S::SHARED) {
             f.give_scores();
             f.take_v(j0);
             f.take_scores(c);
-        } else if (sees) {
-            f.template scores<S::KEYS / 8>(0, c);
+            if (sees) f.weigh(c, j0, masked, pos, lo, mul, st);
+        } else {
+            if (sees) {
+                f.template scores<S::KEYS / 8>(0, c);
+                f.weigh(c, j0, masked, pos, lo, mul, st);
+            }
+            f.take_v(j0);
         }
-        if (sees) f.weigh(c, j0, j0 + S::KEYS - 1 > warp_pos || j0 < all_lo, pos, lo, mul, st);
-        if (!S::SHARED) f.take_v(j0);
         if (sees) f.add_values(c, st);
         bool last = j0 + S::KEYS >= r.end;
         if (!last && (j0 + S::KEYS) % SPAN != 0) continue;

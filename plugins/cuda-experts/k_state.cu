@@ -4,35 +4,64 @@
 #include <krasis/graph.h>
 #include <krasis/kernels.h>
 
+#define CONV_ROWS 16u
+
 static __device__ float sigmoid(float x)
 {
     return __fdiv_rn(1.0f, 1.0f + expf(-x));
 }
 
-/* A thread a channel; the state holds its last width - 1 inputs, oldest first. */
-static __global__ void conv_kernel(cu_conv a)
+/* A thread has a channel over `per` rows of a sequence; the state holds the channel's last N inputs, oldest first. The
+ * thread of the first rows alone reads it, and writes it anew, from the rows themselves where there are others. */
+template <uint32_t N> static __global__ void __launch_bounds__(128) conv_kernel(cu_conv a, uint32_t per)
 {
-    uint32_t c = blockIdx.y * blockDim.x + threadIdx.x, n = a.width - 1;
+    uint32_t c = blockIdx.y * blockDim.x + threadIdx.x, r0 = blockIdx.z * per;
     cu_seq s = a.seqs[blockIdx.x];
-    if (c >= a.n) return;
-    float *past = a.state + s.slot * a.state_stride + (size_t)c * n;
-    const float *w = a.weight + (size_t)c * a.width;
-    if (s.pos == 0)
-        for (uint32_t i = 0; i < n; i++) past[i] = 0;
-    for (uint32_t r = s.row; r < s.row + s.n_rows; r++) {
-        float in = a.x.p[r * a.x.stride + c], sum = 0;
-        for (uint32_t i = 0; i < n; i++) sum += past[i] * w[i];
-        sum += in * w[n];
-        for (uint32_t i = 0; i + 1 < n; i++) past[i] = past[i + 1];
-        if (n) past[n - 1] = in;
-        if (a.bias) sum += a.bias[c];
-        a.y.p[r * a.y.stride + c] = a.act == KS_ACT1_SILU ? __fdiv_rn(sum, 1.0f + expf(-sum)) : sum;
+    if (c >= a.n || r0 >= s.n_rows) return;
+    const float *x = a.x.p + s.row * a.x.stride + c;
+    float *y = a.y.p + s.row * a.y.stride + c, *past = a.state + s.slot * a.state_stride + (size_t)c * N;
+    float w[N + 1], last[N];
+#pragma unroll
+    for (uint32_t i = 0; i <= N; i++) w[i] = a.weight[(size_t)c * (N + 1) + i];
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) last[i] = r0 ? x[(size_t)(r0 - N + i) * a.x.stride] : s.pos ? past[i] : 0.0f;
+    const float bias = a.bias ? a.bias[c] : 0.0f;
+#pragma unroll 4
+    for (uint32_t r = r0; r < min(r0 + per, s.n_rows); r++) {
+        float in = x[(size_t)r * a.x.stride], sum = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++) sum = __fadd_rn(sum, __fmul_rn(last[i], w[i]));
+        sum = __fadd_rn(sum, __fmul_rn(in, w[N]));
+#pragma unroll
+        for (uint32_t i = 0; i + 1 < N; i++) last[i] = last[i + 1];
+        last[N - 1] = in;
+        if (a.bias) sum = __fadd_rn(sum, bias);
+        y[(size_t)r * a.y.stride] = a.act == KS_ACT1_SILU ? __fdiv_rn(sum, 1.0f + expf(-sum)) : sum;
     }
+    if (r0) return;
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) past[i] = s.n_rows > per ? x[(size_t)(s.n_rows - N + i) * a.x.stride] : last[i];
+}
+
+template <uint32_t N> static void launch_conv(const cu_conv *a, cu_stream s)
+{
+    uint32_t per = a->in_place ? a->n_rows : CONV_ROWS; /* nobody writes what another reads */
+    dim3 grid(a->n_seqs, (a->n + 127) / 128, (a->n_rows + per - 1) / per);
+    CU_LAUNCH(conv_kernel<N>, grid, 128, 0, s)(*a, per);
+}
+
+static void (*const conv_widths[])(const cu_conv *, cu_stream) = { launch_conv<1>, launch_conv<2>, launch_conv<3>,
+                                                                   launch_conv<4>, launch_conv<5>, launch_conv<6>,
+                                                                   launch_conv<7> };
+
+int cu_conv_fits(uint32_t width)
+{
+    return width >= 2 && width - 2 < sizeof conv_widths / sizeof conv_widths[0];
 }
 
 void cu_launch_conv(const cu_conv *a, cu_stream s)
 {
-    if (a->n_seqs && a->n) CU_LAUNCH(conv_kernel, dim3(a->n_seqs, (a->n + 127) / 128), 128, 0, s)(*a);
+    if (a->n_seqs && a->n && a->n_rows) conv_widths[a->width - 2](a, s);
 }
 
 /* ---- the delta rule, in chunks of KS_DELTA_CHUNK rows from absolute multiples of it on

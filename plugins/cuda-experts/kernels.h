@@ -90,11 +90,11 @@ typedef struct cu_matmul {
 } cu_matmul;
 
 void cu_launch_matmul(const cu_matmul *m, cu_stream s);
-/* May a product of so many rows and columns quantize by itself? Each block does, so the outputs are bounded, too. */
+/* May a product of so many rows and columns quantize by itself? Each block does, so the outputs are bounded, too. With
+ * 16 rows that takes longer than a launch. */
 static inline int cu_quantizes(uint32_t n_rows, uint32_t n_in, uint32_t n_out)
 {
-    uint32_t rows = n_rows < 8 ? n_rows : 8;
-    return n_rows <= 16 && (uint64_t)rows * n_in <= 8192 && n_out <= 16384;
+    return n_rows <= 4 && (uint64_t)n_rows * n_in <= 8192 && n_out <= 16384;
 }
 void cu_launch_quant(const float *x, size_t x_stride, uint32_t n_rows, uint32_t n_in, cu_act out, cu_stream s);
 
@@ -365,13 +365,15 @@ void cu_launch_read(const uint8_t *p, size_t bytes, uint32_t *ret, cu_stream s);
 
 /* ---- recurrent state */
 typedef struct cu_conv {
-    uint32_t n_seqs, n, width, act;
+    uint32_t n_seqs, n_rows, n, width, act; /* n_rows: no sequence has more */
+    uint32_t in_place;                      /* y is x */
     cu_reg x, y;
     const float *weight, *bias;
     float *state; /* of slot 0 */
     size_t state_stride;
     const cu_seq *seqs;
 } cu_conv;
+int cu_conv_fits(uint32_t width);
 void cu_launch_conv(const cu_conv *a, cu_stream s);
 
 typedef struct cu_delta {

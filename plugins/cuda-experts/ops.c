@@ -426,6 +426,8 @@ static int op_clamp(cu_dev *d, const ks_op *op, ks_err *err)
 static int op_conv(cu_dev *d, const ks_op *op, ks_err *err)
 {
     cu_conv a = { .n_seqs = d->batch->n_seqs,
+                  .n_rows = d->batch->n_rows,
+                  .in_place = d->regs[op->in[0]].root == d->regs[op->out[0]].root,
                   .n = d->regs[op->in[0]].width,
                   .width = op->u.conv.width,
                   .act = op->u.conv.act,
@@ -507,6 +509,7 @@ static bool can_run(const cu_dev *d, const ks_graph *g, const ks_op *op)
         w = cu_gweight(g, op->w[0]);
         return has_matmul(g, op->w[0]) && has_matmul(g, op->w[1]) &&
                can_attend(d, op->u.mla.d_latent + op->u.mla.d_rope, op->u.mla.d_latent);
+    case KS_OP_CONV: return cu_conv_fits(op->u.conv.width);
     case KS_OP_DELTA: return cu_delta_shared_bytes(op->u.delta.d_k) <= d->shared_max;
     case KS_OP_INDEXER: return cu_index_shared_bytes(op->u.indexer.n_heads, op->u.indexer.d) <= d->shared_max;
     case KS_OP_ROUTE: return (size_t)op->u.route.n_experts * 16 <= d->shared_max;

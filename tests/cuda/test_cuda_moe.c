@@ -253,8 +253,8 @@ static void products_quantize_as_if_it_had_been_done_before(void **st)
     for (uint32_t i = 0; i < 6; i++) {
         own_of(types[i % 3], 8192, 1, i > 2);
         own_of(types[i % 3], 4064, 2, i > 2);
-        own_of(types[i % 3], 768, 10, i > 2);
-        own_of(types[i % 3], 96, 16, i > 2);
+        own_of(types[i % 3], 768, 3, i > 2);
+        own_of(types[i % 3], 96, 4, i > 2);
     }
 }
 
