@@ -444,8 +444,9 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
 {
     CU_DYNAMIC_SHARED(uint8_t, shared);
     uint32_t group = a.n_heads / a.n_kv_heads, kvh = blockIdx.x % a.n_kv_heads, lane = threadIdx.x % 32;
-    uint32_t chunks = ceil_div(group, S::QUERIES), at = blockIdx.x / a.n_kv_heads;
-    uint32_t base = at % chunks * S::QUERIES, q0 = base + S::first_query();
+    /* Only a shared tile may have fewer queries than a row has. */
+    const uint32_t chunks = S::SHARED ? ceil_div(group, S::QUERIES) : 1, at = blockIdx.x / a.n_kv_heads;
+    const uint32_t base = S::SHARED ? at % chunks * S::QUERIES : 0, q0 = base + S::first_query();
     cu_tile tile = a.tiles[a.n_tiles - 1 - at / chunks]; /* the last of a prompt see most: first */
     cu_seq s = a.seqs[tile.seq];
     uint32_t n_real = tile.n_rows * group, pos0 = s.pos + (tile.row - s.row);
@@ -547,7 +548,7 @@ template <class S> static int launch(const cu_attn *a, cu_stream s)
 {
     cudaError_t rc = cudaFuncSetAttribute(flash_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES);
     if (rc != cudaSuccess) return (int)rc;
-    uint32_t group = a->n_heads / a->n_kv_heads, chunks = (group + S::QUERIES - 1) / S::QUERIES;
+    uint32_t group = a->n_heads / a->n_kv_heads, chunks = S::SHARED ? (group + S::QUERIES - 1) / S::QUERIES : 1;
     dim3 grid(a->n_tiles * a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
     CU_LAUNCH(flash_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
     if (a->n_spans) CU_LAUNCH(join_kernel<S::DV>, (a->n_rows * a->n_heads + 3) / 4, 128, 0, s)(*a);
