@@ -109,7 +109,7 @@ static void a_command_that_meets_it_ends_with_1(void **state)
 {
     char text[4096];
     (void)state;
-    FILE *p = popen("CUDA_EMU_LOSE_LAUNCH=60 box/krasis generate-ids --model-path model --ids 1,2,3 -n 9 --device cuda "
+    FILE *p = popen("CUDA_EMU_LOSE_LAUNCH=30 box/krasis generate-ids --model-path model --ids 1,2,3 -n 9 --device cuda "
                     "--heat off --vram-limit 1G 2>&1 >/dev/null",
                     "r");
     assert_non_null(p);
