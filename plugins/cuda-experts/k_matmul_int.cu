@@ -99,16 +99,17 @@ template <uint32_t TYPE, uint32_t GROUP> struct loader {
         const uint32_t i = threadIdx.x, s = i / CHUNKS, n = i % CHUNKS * 16 < k * K_BYTES ? n_strips : 0;
 #pragma unroll
         for (uint32_t j = 0; j < STRIPS; j += SKIP)
-            cp_async_16(&to.w[j][w_at], w + j * strip_bytes, whole || s + j < n ? 16 : 0);
+            cp_async_16((uint8_t *)to.w + j * W_BYTES + w_at, w + j * strip_bytes, whole || s + j < n ? 16 : 0);
 #pragma unroll
         for (uint32_t j = 0; j < CU_TILE_ROWS; j += WARPS * 4) {
             if (j >= n_rows) break;
-            cp_async_16(&to.x[j][x_at], x + (size_t)x_row[i / 8 + j] * q_stride, i % 8 * 16 < k ? 16 : 0);
+            cp_async_16((uint8_t *)to.x + j * 128 + x_at, x + (size_t)x_row[i / 8 + j] * q_stride,
+                        i % 8 * 16 < k ? 16 : 0);
         }
         if (i < STRIPS * W_SCALES / 16) {
             const uint32_t of = i / (W_SCALES / 16), at = i % (W_SCALES / 16) * 16,
                            g = at * (128 / GROUP) / W_SCALES * GROUP;
-            cp_async_16(&to.w_scale[0][i * 16], w_scale, of < n_strips && g < k ? 16 : 0);
+            cp_async_16((uint8_t *)to.w_scale + i * 16, w_scale, of < n_strips && g < k ? 16 : 0);
         }
         if (i < CU_TILE_ROWS) cp_async_4(&to.x_scale[i], x_scale);
         w += W_BYTES;
