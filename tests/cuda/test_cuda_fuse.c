@@ -16,8 +16,8 @@ static const struct {
 
 static int fused_open(fixture *f, const char *family, uint32_t mode, bool fuse, ks_err *err)
 {
-    uint32_t types[9];
-    for (uint32_t c = 0; c < 9; c++) types[c] = c == KS_CLS_EXPERT ? modes[mode].expert : modes[mode].type;
+    uint32_t types[16]; /* of every class that there may be */
+    for (uint32_t c = 0; c < 16; c++) types[c] = c == KS_CLS_EXPERT ? modes[mode].expert : modes[mode].type;
     types[KS_CLS_EMBED] = types[KS_CLS_NORM] = types[KS_CLS_ROUTER] = types[KS_CLS_OTHER] = KS_T_BF16;
     options = (cu_options) { .resident = modes[mode].resident, .in_place = CU_FEW_ROWS, .fuse = fuse };
     return fx_open(f, family, "ref", 1, modes[mode].kv, types, err);
