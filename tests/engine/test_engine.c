@@ -97,6 +97,16 @@ static void begin(ks_engine *e, client *c, const ks_request *r)
     if (submit(e, c, r, &err)) fail_msg("%s", err.msg);
 }
 
+/* A request is prepared by a thread of its own: only then can a step take it. */
+static void wait_begun(client *c)
+{
+    for (bool begun = false; !begun; (void)usleep(1000)) {
+        pthread_mutex_lock(&c->mu);
+        begun = c->begun;
+        pthread_mutex_unlock(&c->mu);
+    }
+}
+
 static void wait_done(client *c)
 {
     pthread_mutex_lock(&c->mu);
@@ -239,12 +249,7 @@ static void writers_do_not_wait_for_long_steps(void **state)
     r = request(q, 200, 1);
     fake_wait_begun(&f, 1); /* the first is read alone */
     begin(e, &b, &r);
-    for (bool begun = false; !begun;) { /* it is in the queue before the other writes */
-        pthread_mutex_lock(&b.mu);
-        begun = b.begun;
-        pthread_mutex_unlock(&b.mu);
-        (void)usleep(1000);
-    }
+    wait_begun(&b); /* it is in the queue before the other writes */
     fake_hold(&f, false);
     wait_done(&a);
     wait_done(&b);
@@ -274,6 +279,7 @@ static void draw_many(client *c, uint32_t n)
         r.sampling.seed = i;
         begin(e, &c[i], &r);
     }
+    for (uint32_t i = 0; i < n; i++) wait_begun(&c[i]);
     fake_hold(&f, false);
     for (uint32_t i = 0; i < n; i++) wait_done(&c[i]);
     stop(e, &f);
