@@ -149,7 +149,7 @@ static int copy_kwargs(ks_jw *w, const ks_job *j, ks_err *err)
     return 0;
 }
 
-static int render_once(ks_engine *e, ks_job *j, uint32_t flags, char **ret, size_t *ret_n, ks_err *err)
+static int render_once(ks_engine *e, ks_job *j, uint32_t flags, ks_rendered *ret, ks_err *err)
 {
     ks_jw w;
     ks_jw_init(&w);
@@ -172,14 +172,14 @@ static int render_once(ks_engine *e, ks_job *j, uint32_t flags, char **ret, size
     }
     ks_jw_object_end(&w);
     if (!rc && ks_jw_done(&w)) rc = ks_fail(err, KS_E_NOMEM, "out of memory for the template's variables");
-    if (!rc) rc = ks_template_render(e->o.chat, w.text, w.n, ks_now_unix(), NULL, ret, ret_n, err);
+    if (!rc) rc = ks_template_render_spans(e->o.chat, w.text, w.n, ks_now_unix(), NULL, ret, err);
     ks_jw_fini(&w);
     return rc;
 }
 
 /* Most templates walk through a tool call's arguments as an object; a few print them as the string that the API
  * has and fail on an object: those get a second try. */
-static int render(ks_engine *e, ks_job *j, char **ret, size_t *ret_n, ks_err *err)
+static int render(ks_engine *e, ks_job *j, ks_rendered *ret, ks_err *err)
 {
     if (!e->o.chat || !e->o.tok)
         return ks_fail(
@@ -188,9 +188,9 @@ static int render(ks_engine *e, ks_job *j, char **ret, size_t *ret_n, ks_err *er
             e->name);
     uint32_t flags = e->o.chat_developer ? KS_CHAT_KEEP_DEVELOPER : 0;
     ks_err first = { 0 };
-    int rc = render_once(e, j, flags, ret, ret_n, &first);
+    int rc = render_once(e, j, flags, ret, &first);
     if (rc && memmem(j->rq.messages, j->rq.messages_bytes, "\"tool_calls\"", 12) &&
-        render_once(e, j, flags | KS_CHAT_KEEP_ARGUMENTS, ret, ret_n, NULL) == 0)
+        render_once(e, j, flags | KS_CHAT_KEEP_ARGUMENTS, ret, NULL) == 0)
         return 0;
     return rc ? ks_fail(err, rc, "%s", first.msg) : 0;
 }
@@ -204,20 +204,18 @@ static int tokenize(ks_engine *e, ks_job *j, ks_err *err)
                                e->g->n_vocab);
         return 0;
     }
-    char *text = NULL;
-    const char *in = j->rq.text;
-    size_t bytes = j->rq.text_bytes, n = 0;
-    uint32_t flags = KS_TOK_ADD_SPECIAL;
+    size_t n = 0;
     int rc = 0;
-    if (j->rq.messages) {
-        if ((rc = render(e, j, &text, &bytes, err))) return rc;
-        in = text;
-        flags = 0; /* the template writes BOS itself */
+    if (j->rq.messages) { /* the template writes BOS itself, and control tokens are its alone */
+        ks_rendered x;
+        if ((rc = render(e, j, &x, err))) return rc;
+        rc = ks_tokenizer_encode_spans(e->o.tok, x.text, x.n, x.request, x.n_request, 0, &j->prompt, &n, err);
+        ks_rendered_fini(&x);
     } else if (!e->o.tok) {
         return ks_fail(err, KS_E_UNSUPPORTED, "model '%s' has no tokenizer: send token ids", e->name);
+    } else {
+        rc = ks_tokenizer_encode(e->o.tok, j->rq.text, j->rq.text_bytes, KS_TOK_ADD_SPECIAL, &j->prompt, &n, err);
     }
-    rc = ks_tokenizer_encode(e->o.tok, in, bytes, flags, &j->prompt, &n, err);
-    free(text);
     if (!rc && n > UINT32_MAX / 2) rc = ks_fail(err, KS_E_LIMIT, "the prompt has %zu tokens", n);
     j->n_prompt = (uint32_t)n;
     for (uint32_t i = 0; !rc && i < j->n_prompt; i++)

@@ -235,8 +235,58 @@ static void run(ks_trun *r, ks_tsb *out, const char *context, size_t n)
     (void)ks__tr_exec(r, r->t->body); /* the parser lets no break or continue stand outside of a loop */
 }
 
+/* The stretches of a text that are the request's. dst NULL: only their number. */
+static size_t list_request(const ks_tsb *b, ks_text_span *dst)
+{
+    size_t k = 0, end;
+    for (size_t at = 0; at < b->n; at = end) {
+        uint8_t from = b->froms ? b->froms[at] : b->from;
+        const uint8_t *other = b->froms ? memchr(b->froms + at, !from, b->n - at) : NULL;
+        end = other ? (size_t)(other - b->froms) : b->n;
+        if (from != KS_TFROM_REQUEST) continue;
+        if (dst) dst[k] = (ks_text_span) { at, end };
+        k++;
+    }
+    return k;
+}
+
+static bool take_result(const ks_tsb *b, ks_rendered *ret)
+{
+    ks_rendered x = { .n = b->n, .n_request = list_request(b, NULL) };
+    x.text = malloc(b->n + 1);
+    x.request = malloc((x.n_request + 1) * sizeof *x.request);
+    if (!x.text || !x.request) {
+        ks_rendered_fini(&x);
+        return false;
+    }
+    if (b->n) memcpy(x.text, b->p, b->n);
+    x.text[b->n] = 0;
+    (void)list_request(b, x.request);
+    *ret = x;
+    return true;
+}
+
+void ks_rendered_fini(ks_rendered *x)
+{
+    free(x->text);
+    free(x->request);
+    *x = (ks_rendered) { .text = NULL };
+}
+
 int ks_template_render(const ks_template *t, const char *context, size_t n, int64_t now_unix,
                        const ks_template_limits *limits, char **ret, size_t *ret_n, ks_err *err)
+{
+    ks_rendered x;
+    int rc = ks_template_render_spans(t, context, n, now_unix, limits, &x, err);
+    if (rc) return rc;
+    free(x.request);
+    *ret = x.text;
+    *ret_n = x.n;
+    return 0;
+}
+
+int ks_template_render_spans(const ks_template *t, const char *context, size_t n, int64_t now_unix,
+                             const ks_template_limits *limits, ks_rendered *ret, ks_err *err)
 {
     static const ks_template_limits none = { .fuel = 0 };
     ks_err own = { .code = 0 };
@@ -252,13 +302,7 @@ int ks_template_render(const ks_template *t, const char *context, size_t n, int6
         return ks_fail(err, own.code, "%s", own.msg);
     }
     run(&r, &out, context, n);
-    char *text = malloc(out.n + 1);
-    if (text) {
-        if (out.n) memcpy(text, out.p, out.n);
-        text[out.n] = 0;
-        *ret = text;
-        *ret_n = out.n;
-    }
+    bool ok = take_result(&out, ret);
     ks_arena_fini(&r.arena);
-    return text ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for a prompt");
+    return ok ? 0 : ks_fail(err, KS_E_NOMEM, "out of memory for a prompt");
 }

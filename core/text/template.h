@@ -3,6 +3,8 @@
 #ifndef KS_TEXT_TEMPLATE_H
 #define KS_TEXT_TEMPLATE_H
 
+#include "text/span.h"
+
 #include <krasis/error.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -30,5 +32,18 @@ typedef struct ks_template_limits {
  * raise_exception(...) and every other error of the template give KS_E_INVAL with its message. */
 KS_MUST_CHECK int ks_template_render(const ks_template *t, const char *context, size_t n, int64_t now_unix,
                                      const ks_template_limits *limits, char **ret, size_t *ret_n, ks_err *err);
+
+typedef struct ks_rendered {
+    char *text; /* malloc'd, like request */
+    size_t n;
+    ks_text_span *request; /* (n_request) what came in with the context, or was made of such text */
+    size_t n_request;
+} ks_rendered;
+
+/* The same with the origins of the result. The template's own text is all that is written in it, what the host
+ * says (bos_token, eos_token, pad_token, unk_token), the roles of messages that the API knows, and numbers. */
+KS_MUST_CHECK int ks_template_render_spans(const ks_template *t, const char *context, size_t n, int64_t now_unix,
+                                           const ks_template_limits *limits, ks_rendered *ret, ks_err *err);
+void ks_rendered_fini(ks_rendered *x);
 
 #endif

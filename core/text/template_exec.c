@@ -418,7 +418,7 @@ static ks_tflow exec_autoescape(ks_trun *r, const ks_tnode *n)
 static ks_tflow exec_node(ks_trun *r, const ks_tnode *n)
 {
     switch (n->op) {
-    case KS_TN_DATA: ks__sb_add(r->out, n->val.u.s->p, n->val.u.s->n); break;
+    case KS_TN_DATA: ks__sb_text(r->out, n->val.u.s); break;
     case KS_TN_PRINT: put(r, ks__tr_eval(r, n->a)); break;
     case KS_TN_IF: return exec_if(r, n);
     case KS_TN_FOR: return run_loop(r, n, ks__tr_eval(r, n->b), r->scope, 0);

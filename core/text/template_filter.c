@@ -50,7 +50,7 @@ ks_tv ks__attr_path(ks_trun *r, ks_tv obj, ks_tv path, ks_tv dflt)
             digits = p[k] >= '0' && p[k] <= '9';
             i = i * 10 + (p[k] - '0');
         }
-        obj = ks__tv_item(r, obj, digits ? ks__tv_int(i) : ks__tv_ref(r, p, n, false));
+        obj = ks__tv_item(r, obj, digits ? ks__tv_int(i) : ks__tv_ref(r, p, n, KS_TFROM_REQUEST));
         if (obj.kind == KS_TV_UNDEF && dflt.kind != KS_TV_MISSING && dflt.kind != KS_TV_NONE) obj = dflt;
         if (!dot) return obj;
         p = dot + 1;
@@ -108,7 +108,7 @@ FN(f_safe)
 {
     UNUSED(c, fn);
     const ks_tstr *s = ks__tv_text(r, a[0]);
-    return ks__tv_ref(r, s->p, s->n, true);
+    return ks__str_piece(r, s, 0, s->n, true);
 }
 
 FN(f_escape)
@@ -121,7 +121,7 @@ FN(f_forceescape)
 {
     UNUSED(c, fn);
     const ks_tstr *s = ks__tv_text(r, a[0]);
-    return ks__tv_escape(r, ks__tv_ref(r, s->p, s->n, false));
+    return ks__tv_escape(r, ks__str_piece(r, s, 0, s->n, false));
 }
 
 /* Upper case after every run of blanks, hyphens and opening brackets, lower case elsewhere. */
@@ -136,6 +136,7 @@ FN(f_title)
         uint32_t cp, out[3], k = ks_utf8_decode(s->p + i, s->n - i, &cp);
         bool sep = cp == '-' || cp == '(' || cp == '{' || cp == '[' || cp == '<' || ks__uc_space(cp);
         uint32_t n = first || sep ? ks__uc_to_upper(cp, out) : ks__uc_to_lower(cp, out);
+        b.now = ks__from_at(s, i);
         for (uint32_t j = 0; j < n; j++) {
             char utf8[4];
             ks__sb_add(&b, utf8, ks_utf8_encode(out[j], utf8));
@@ -170,16 +171,19 @@ FN(f_indent)
     ks_tsb pad, b;
     ks__sb_init(&pad, r);
     ks__sb_init(&b, r);
+    pad.now = KS_TFROM_TEMPLATE;
     if (a[1].kind == KS_TV_STR)
-        ks__sb_add(&pad, a[1].u.s->p, a[1].u.s->n);
+        ks__sb_text(&pad, a[1].u.s);
     else
         ks__sb_fill(&pad, " ", 1, ks__arg_int_or(r, a[1], 4, "width"));
+    const ks_tstr *margin = ks__sb_take(&pad, false).u.s;
     size_t at = 0;
     for (bool start = true;; start = false) {
         size_t next, end = line_end(s, at, &next);
-        if (start ? first : (blank || end > at)) ks__sb_add(&b, pad.p, pad.n);
-        ks__sb_add(&b, s->p + at, end - at);
+        if (start ? first : (blank || end > at)) ks__sb_text(&b, margin);
+        ks__sb_piece(&b, s, at, end);
         if (end == s->n) break;
+        b.now = ks__from_at(s, end);
         ks__sb_addc(&b, '\n');
         at = next;
     }
@@ -204,7 +208,7 @@ FN(f_truncate)
     if (!kill) {
         size_t n = cut.u.s->n;
         while (n > 0 && cut.u.s->p[n - 1] != ' ') n--;
-        if (n > 0) cut = ks__tv_ref(r, cut.u.s->p, n - 1, s->markup);
+        if (n > 0) cut = ks__str_piece(r, cut.u.s, 0, n - 1, s->markup);
     }
     return ks__tv_concat(r, cut.u.s, end);
 }
@@ -231,6 +235,7 @@ FN(f_striptags)
     const ks_tstr *s = ks__tv_text(r, a[0]);
     ks_tsb b;
     ks__sb_init(&b, r);
+    b.now = ks__str_from(s); /* one for all: below the text is changed in place */
     bool blank = false;
     for (size_t i = 0; i < s->n;) {
         if (s->p[i] == '<') { /* to its '>', a comment to its end */
@@ -278,6 +283,7 @@ static void url_quote(ks_tsb *b, const ks_tstr *s, bool query)
         char ch = s->p[i], hex[4];
         bool plain = (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || (ch >= '0' && ch <= '9') ||
                      (ch && strchr("_.-~", ch)) || (ch == '/' && !query);
+        b->now = ks__from_at(s, i);
         if (plain) {
             ks__sb_addc(b, ch);
         } else if (ch == ' ' && query) {
@@ -287,6 +293,7 @@ static void url_quote(ks_tsb *b, const ks_tstr *s, bool query)
             ks__sb_adds(b, hex);
         }
     }
+    b->now = KS_TFROM_TEMPLATE;
     ks__tr_burn(b->r, s->n / 16);
 }
 
@@ -320,6 +327,7 @@ FN(f_xmlattr)
     const ks_tdict *d = a[0].u.d;
     ks_tsb b;
     ks__sb_init(&b, r);
+    b.now = KS_TFROM_TEMPLATE;
     for (uint32_t i = 0; i < d->n; i++) {
         if (d->vals[i].kind == KS_TV_NONE || d->vals[i].kind == KS_TV_UNDEF) continue;
         const ks_tstr *k = ks__arg_str(r, d->keys[i], "attribute"), *v;
@@ -327,9 +335,9 @@ FN(f_xmlattr)
             if (strchr(" \t\n\r\f\v/>=", k->p[j]) && k->p[j]) ks__tr_fail(r, "xmlattr: a name holds '%c'", k->p[j]);
         v = ks__tv_escape(r, d->vals[i]).u.s;
         if (b.n || ks__arg_bool_or(r, a[1], true)) ks__sb_addc(&b, ' ');
-        ks__sb_html(&b, k->p, k->n);
+        ks__sb_html(&b, k);
         ks__sb_adds(&b, "=\"");
-        ks__sb_add(&b, v->p, v->n);
+        ks__sb_text(&b, v);
         ks__sb_addc(&b, '"');
     }
     return ks__sb_take(&b, r->autoescape);
@@ -363,7 +371,7 @@ FN(f_from_json)
 {
     UNUSED(c, fn);
     const ks_tstr *s = ks__arg_str(r, a[0], "from_json");
-    return ks__tv_from_json(r, s->p, s->n, "from_json");
+    return ks__tv_from_json(r, s->p, s->n, ks__str_from(s), "from_json");
 }
 
 /* ---- numbers */
@@ -556,7 +564,7 @@ FN(f_filesizeformat)
     for (char *p = num; *p; p++)
         if ((*p < '0' || *p > '9') && *p != '-') *p = '.';
     (void)snprintf(out, sizeof out, "%s %c%sB", num, binary && i == 0 ? 'K' : prefixes[i], binary ? "i" : "");
-    return ks__tv_str(r, out, strlen(out));
+    return ks__tv_str(r, out, strlen(out), KS_TFROM_TEMPLATE);
 }
 
 /* ---- any value */

@@ -58,7 +58,7 @@ FN(f_last)
         size_t n = ks__str_cps(a[0].u.s);
         if (n) {
             tv s = ks__str_sub(r, a[0].u.s, n - 1, n);
-            return ks__tv_ref(r, s.u.s->p, s.u.s->n, false);
+            return ks__str_piece(r, s.u.s, 0, s.u.s->n, false);
         }
     }
     tv list = ks__tv_to_list(r, a[0]);
@@ -84,7 +84,7 @@ FN(f_join)
     ks__iter_need(r, a[0], &it);
     const ks_tstr *d = r->autoescape ? ks__tv_escape(r, sep).u.s : ks__tv_text(r, sep);
     for (bool first = true; ks__iter_next(r, &it, &v); first = false) {
-        if (!first) ks__sb_add(&b, d->p, d->n);
+        if (!first) ks__sb_text(&b, d);
         v = ks__attr_path(r, v, a[2], no_value);
         ks__sb_str(&b, r->autoescape ? ks__tv_escape(r, v) : v);
     }
@@ -105,7 +105,7 @@ static tv sort_keys(ks_trun *r, tv items, tv attr, bool fold, bool listed)
         const char *p = path;
         for (const char *q = p; q <= end; q++) {
             if (q < end && (*q != ',' || !listed)) continue;
-            tv part = attr.kind == KS_TV_STR ? ks__tv_ref(r, p, (size_t)(q - p), false) : attr;
+            tv part = attr.kind == KS_TV_STR ? ks__tv_ref(r, p, (size_t)(q - p), KS_TFROM_REQUEST) : attr;
             part = ks__attr_path(r, item, part, no_value);
             ks__list_push(r, key.u.l, fold ? ks__fold_case(r, part) : part);
             p = q + 1;

@@ -18,23 +18,29 @@ typedef struct spec {
 } spec;
 
 /* Text of one field, padded. numeric: with '=' the fill goes between sign (or prefix) and digits. */
-static void put_padded(ks_tsb *b, const spec *f, const char *prefix, const char *body, size_t n, char dflt_align)
+static void put_padded(ks_tsb *b, const spec *f, const char *prefix, const ks_tstr *s, char dflt_align)
 {
-    ks_tstr s = { .p = body, .n = n, .n_cp = SIZE_MAX };
-    int64_t pad = f->width - (int64_t)(ks__str_cps(&s) + strlen(prefix)), left = 0;
+    int64_t pad = f->width - (int64_t)(ks__str_cps(s) + strlen(prefix)), left = 0;
     char align = f->align ? f->align : dflt_align;
     pad = KS_MAX(pad, 0);
     left = align == '<' ? 0 : align == '^' ? pad / 2 : pad;
     if (align == '=') {
         ks__sb_adds(b, prefix);
         ks__sb_fill(b, f->fill, f->fill_n, pad);
-        ks__sb_add(b, body, n);
+        ks__sb_text(b, s);
         return;
     }
     ks__sb_fill(b, f->fill, f->fill_n, left);
     ks__sb_adds(b, prefix);
-    ks__sb_add(b, body, n);
+    ks__sb_text(b, s);
     ks__sb_fill(b, f->fill, f->fill_n, pad - left);
+}
+
+/* The same for text of a number or the like. */
+static void put_own(ks_tsb *b, const spec *f, const char *prefix, const char *body, size_t n, char dflt_align)
+{
+    ks_tstr s = { .p = body, .n = n, .n_cp = SIZE_MAX, .from = b->now };
+    put_padded(b, f, prefix, &s, dflt_align);
 }
 
 /* Puts `sep` between groups of digits counted from the right; returns the new length. dst has room for 2n. */
@@ -71,7 +77,7 @@ static void put_digits(ks_tsb *b, const spec *f, const char *prefix, const char 
     memcpy(text + w, rest, rest_n);
     spec g = *f;
     g.align = align;
-    put_padded(b, &g, prefix, text, w + rest_n, '>');
+    put_own(b, &g, prefix, text, w + rest_n, '>');
 }
 
 static void put_int(ks_tsb *b, const spec *f, ks_tv v)
@@ -162,9 +168,11 @@ static const ks_tstr *ascii_repr(ks_trun *r, ks_tv v)
     ks__sb_init(&b, r);
     ks__sb_init(&out, r);
     ks__sb_repr(&b, v);
+    const ks_tstr *s = ks__sb_take(&b, false).u.s;
     for (size_t i = 0; i < b.n;) {
         uint32_t cp, k = ks_utf8_decode(b.p + i, b.n - i, &cp);
         char esc[12];
+        out.now = ks__from_at(s, i);
         if (cp < 0x80)
             ks__sb_addc(&out, (char)cp);
         else {
@@ -187,7 +195,7 @@ static const ks_tstr *repr_of(ks_trun *r, ks_tv v)
 static void put_str(ks_tsb *b, const spec *f, const ks_tstr *s, char align)
 {
     if (f->prec >= 0 && (int64_t)ks__str_cps(s) > f->prec) s = ks__str_sub(b->r, s, 0, (size_t)f->prec).u.s;
-    put_padded(b, f, "", s->p, s->n, align);
+    put_padded(b, f, "", s, align);
 }
 
 static int64_t parse_num(ks_trun *r, const char **inout_p, const char *end, int64_t max, const char *what)
@@ -253,7 +261,7 @@ static void percent_int(percent *x, ks_tsb *b, spec *f, ks_tv v)
         size_t k = 0;
         if (neg || f->sign) prefix[k++] = neg ? '-' : f->sign;
         if (f->alt && strchr("xXo", f->type)) prefix[k++] = '0', prefix[k++] = f->type;
-        put_padded(b, f, prefix, d.p + neg, d.n - neg, '>');
+        put_own(b, f, prefix, d.p + neg, d.n - neg, '>');
         return;
     }
     put_int(b, f, v);
@@ -289,7 +297,7 @@ static void percent_field(percent *x, ks_tsb *b, spec *f, ks_tv v, bool markup)
         }
         if (ks__tv_to_int(v, &i) && i >= 0 && i <= 0x10ffff) n = ks_utf8_encode((uint32_t)i, utf8);
         if (!n) ks__tr_fail(r, "format: %%c needs a character or its number");
-        put_padded(b, f, "", utf8, n, '>');
+        put_own(b, f, "", utf8, n, '>');
         break;
     }
     default: ks__tr_fail(r, "format: '%%%c' is not a conversion", isprint((unsigned char)f->type) ? f->type : '?');
@@ -303,6 +311,7 @@ ks_tv ks__format_percent(ks_trun *r, const ks_tstr *fmt, ks_tv args)
     const char *p = fmt->p, *end = p + fmt->n;
     ks_tsb b;
     ks__sb_init(&b, r);
+    b.now = ks__str_from(fmt);
     while (p < end) {
         const char *mark = memchr(p, '%', (size_t)(end - p));
         ks__sb_add(&b, p, (size_t)((mark ? mark : end) - p));
@@ -316,7 +325,7 @@ ks_tv ks__format_percent(ks_trun *r, const ks_tstr *fmt, ks_tv args)
             for (; p < end && depth > 0; p++) depth += (*p == '(') - (*p == ')');
             if (depth) ks__tr_fail(r, "format: '%%(' has no ')'");
             if (!mapping) ks__tr_fail(r, "format: '%%(name)' needs a mapping");
-            const ks_tv *found = ks__dict_get(r, args.u.d, ks__tv_ref(r, key, (size_t)(p - 1 - key), false));
+            const ks_tv *found = ks__dict_get(r, args.u.d, ks__tv_ref(r, key, (size_t)(p - 1 - key), KS_TFROM_REQUEST));
             if (!found) ks__tr_fail(r, "format: there is no '%.*s'", (int)KS_MIN(p - 1 - key, 60), key);
             v = *found;
             x.used = true;
@@ -419,7 +428,7 @@ static void put_value(method *x, ks_tsb *b, ks_tv v, const char *p, const char *
     ks_trun *r = x->r;
     if (p == end) {
         const ks_tstr *s = x->markup ? ks__tv_escape(r, v).u.s : ks__tv_text(r, v);
-        ks__sb_add(b, s->p, s->n);
+        ks__sb_text(b, s);
         return;
     }
     spec f;
@@ -438,7 +447,7 @@ static void put_value(method *x, ks_tsb *b, ks_tv v, const char *p, const char *
         char utf8[4];
         uint32_t n = ks__tv_to_int(v, &i) && i >= 0 && i <= 0x10ffff ? ks_utf8_encode((uint32_t)i, utf8) : 0;
         if (!n) ks__tr_fail(r, "format: the number stands for no character");
-        put_padded(b, &f, "", utf8, n, '<');
+        put_own(b, &f, "", utf8, n, '<');
     } else if ((is_int || v.kind == KS_TV_FLOAT) && (!f.type || float_type)) {
         if (f.prec > PRECISION_MAX) ks__tr_fail(r, "format: the precision is above the limit of %d", PRECISION_MAX);
         put_float(b, &f, need_float(r, v, f.type));
@@ -480,7 +489,8 @@ static ks_tv get_field(method *x, const char *p, const char *end)
         bool num = index && n < 9;
         for (size_t i = 0; i < n; i++) num &= isdigit((unsigned char)p[i]) != 0;
         const char *at = p;
-        ks_tv key = num ? ks__tv_int(parse_num(r, &at, p + n, INT32_MAX, "index")) : ks__tv_ref(r, p, n, false);
+        ks_tv key =
+            num ? ks__tv_int(parse_num(r, &at, p + n, INT32_MAX, "index")) : ks__tv_ref(r, p, n, KS_TFROM_REQUEST);
         v = index ? ks__tv_item(r, v, key) : ks__tv_attr(r, v, key.u.s);
         p += n + index;
         if (p < end && *p != '.' && *p != '[') ks__tr_fail(r, "format: a field's look-up is malformed");
@@ -522,7 +532,10 @@ static const char *replace_field(method *x, ks_tsb *b, const char *p, const char
     if (memchr(p, '{', (size_t)(close - p))) {
         if (depth > 1) ks__tr_fail(r, "format: fields are nested too deeply");
         format_into(x, &sub, p, close, depth + 1);
+        uint8_t now = b->now;
+        b->now = KS_TFROM_REQUEST; /* a fill that an argument names may be anybody's */
         put_value(x, b, v, sub.p, sub.p + sub.n);
+        b->now = now;
     } else {
         put_value(x, b, v, p, close);
     }
@@ -551,6 +564,7 @@ ks_tv ks__format_method(ks_trun *r, const ks_tstr *fmt, const ks_tcall *c)
     method x = { .r = r, .c = c, .markup = fmt->markup };
     ks_tsb b;
     ks__sb_init(&b, r);
+    b.now = ks__str_from(fmt);
     ks__tr_burn(r, fmt->n / 16);
     format_into(&x, &b, fmt->p, fmt->p + fmt->n, 1);
     return ks__sb_take(&b, fmt->markup);

@@ -77,6 +77,11 @@ typedef struct ks_tv {
     } u;
 } ks_tv;
 
+/* Where a byte of text comes from: the template itself and what the host vouches for, or the request. Whatever is made
+ * of text of a request is that of the request, too; text is built as such unless the code says otherwise (ks_tsb.now),
+ * so that what is forgotten costs the meaning of a control token, never its safety. */
+enum { KS_TFROM_TEMPLATE, KS_TFROM_REQUEST };
+
 /* Text. p is not NUL-terminated. */
 typedef struct ks_tstr {
     const char *p;
@@ -84,6 +89,8 @@ typedef struct ks_tstr {
     size_t n_cp;           /* code points; SIZE_MAX: not counted yet (never in a compiled template) */
     struct ks_tgrow *grow; /* the buffer p lies in if it may be extended in place, see ks__tv_concat */
     bool markup;           /* came from |safe or |escape: what is added to it gets escaped */
+    uint8_t from;          /* KS_TFROM_ of all bytes; of no meaning if froms is set */
+    const uint8_t *froms;  /* (n) KS_TFROM_ of each byte, or NULL */
 } ks_tstr;
 
 typedef struct ks_tlist {
@@ -378,6 +385,9 @@ typedef struct ks_tsb {
     struct ks_trun *r;
     char *p;
     size_t n, cap;
+    uint8_t now;    /* KS_TFROM_ of what is added next; KS_TFROM_REQUEST at first */
+    uint8_t from;   /* as in ks_tstr, of the n bytes */
+    uint8_t *froms; /* (cap) or NULL */
 } ks_tsb;
 
 typedef enum ks_tflow { KS_TFLOW_NEXT, KS_TFLOW_BREAK, KS_TFLOW_CONTINUE } ks_tflow;
@@ -406,15 +416,22 @@ void ks__tr_burn(ks_trun *r, uint64_t steps);
 void ks__tr_enter(ks_trun *r);
 void ks__tr_leave(ks_trun *r);
 
+static inline uint8_t ks__from_at(const ks_tstr *s, size_t at)
+{
+    return s->froms ? s->froms[at] : s->from;
+}
+
 /* template_value.c */
 ks_tv ks__tv_undef(ks_trun *r, const char *hint);
 ks_tv ks__tv_none(void);
 ks_tv ks__tv_bool(bool b);
 ks_tv ks__tv_int(int64_t i);
 ks_tv ks__tv_float(double f);
-ks_tv ks__tv_str(ks_trun *r, const char *s, size_t n); /* copies */
-ks_tv ks__tv_strz(ks_trun *r, const char *s);
-ks_tv ks__tv_ref(ks_trun *r, const char *s, size_t n, bool markup); /* s lives as long as the rendering */
+ks_tv ks__tv_str(ks_trun *r, const char *s, size_t n, uint8_t from); /* copies */
+ks_tv ks__tv_strz(ks_trun *r, const char *s);                        /* a constant of ours */
+ks_tv ks__tv_ref(ks_trun *r, const char *s, size_t n, uint8_t from); /* s lives as long as the rendering */
+ks_tv ks__str_piece(ks_trun *r, const ks_tstr *s, size_t begin, size_t end, bool markup); /* bytes of s */
+uint8_t ks__str_from(const ks_tstr *s); /* of all of it: of the request if any byte is */
 ks_tv ks__tv_list(ks_trun *r, uint32_t cap);
 ks_tv ks__tv_dict(ks_trun *r);
 void ks__list_push(ks_trun *r, ks_tlist *l, ks_tv v);
@@ -444,18 +461,20 @@ void ks__sb_init(ks_tsb *b, ks_trun *r);
 void ks__sb_add(ks_tsb *b, const char *s, size_t n);
 void ks__sb_adds(ks_tsb *b, const char *s);
 void ks__sb_addc(ks_tsb *b, char c);
+void ks__sb_piece(ks_tsb *b, const ks_tstr *s, size_t begin, size_t end); /* bytes of s with their origins */
+void ks__sb_text(ks_tsb *b, const ks_tstr *s);                            /* all of them */
 void ks__sb_fill(ks_tsb *b, const char *s, size_t n, int64_t times);
 ks_tv ks__sb_take(ks_tsb *b, bool markup);
-void ks__sb_str(ks_tsb *b, ks_tv v);                  /* as str() */
-void ks__sb_repr(ks_tsb *b, ks_tv v);                 /* as repr() */
-void ks__sb_html(ks_tsb *b, const char *s, size_t n); /* escaped */
-const ks_tstr *ks__tv_text(ks_trun *r, ks_tv v);      /* str(), keeps markup */
+void ks__sb_str(ks_tsb *b, ks_tv v);             /* as str() */
+void ks__sb_repr(ks_tsb *b, ks_tv v);            /* as repr() */
+void ks__sb_html(ks_tsb *b, const ks_tstr *s);   /* escaped */
+const ks_tstr *ks__tv_text(ks_trun *r, ks_tv v); /* str(), keeps markup */
 void ks__float_repr(double f, char dst[40]);
 bool ks__float_parse(const char *s, size_t n, double *ret); /* as float() of a text without blanks around */
 ks_tv ks__tv_escape(ks_trun *r, ks_tv v);
 
 /* template_json.c */
-ks_tv ks__tv_from_json(ks_trun *r, const char *text, size_t n, const char *what);
+ks_tv ks__tv_from_json(ks_trun *r, const char *text, size_t n, uint8_t from, const char *what);
 void ks__tr_context(ks_trun *r, const char *text, size_t n);
 void ks__sb_json(ks_tsb *b, ks_tv v, const ks_tv *opts); /* opts: ensure_ascii, indent, separators, sort_keys */
 

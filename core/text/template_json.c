@@ -11,16 +11,17 @@ typedef struct reader {
     ks_trun *r;
     ks_json j;
     const char *what;
+    uint8_t from; /* KS_TFROM_ of all strings */
 } reader;
 
 static ks_tv read_string(reader *x)
 {
     ks_trun *r = x->r;
-    if (!x->j.escaped) return ks__tv_str(r, x->j.tok, x->j.tok_bytes);
+    if (!x->j.escaped) return ks__tv_str(r, x->j.tok, x->j.tok_bytes, x->from);
     size_t n;
     char *p = ks__tr_alloc(r, x->j.tok_bytes + 1, 1);
     if (ks_json_str(&x->j, p, x->j.tok_bytes + 1, &n) < 0) ks__tr_fail(r, "%s: a string is malformed", x->what);
-    return ks__tv_ref(r, p, n, false);
+    return ks__tv_ref(r, p, n, x->from);
 }
 
 static ks_tv read_number(reader *x)
@@ -32,7 +33,7 @@ static ks_tv read_number(reader *x)
     if (n == 2 && memcmp(p, "-0", 2) == 0) return ks__tv_int(0);
     if (ks_json_i64(&x->j, &i) == 0) return ks__tv_int(i);
     if (!memchr(p, '.', n) && !memchr(p, 'e', n) && !memchr(p, 'E', n)) {
-        ks_tv v = ks__tv_str(x->r, p, n);
+        ks_tv v = ks__tv_str(x->r, p, n, x->from);
         v.kind = KS_TV_BIG;
         return v;
     }
@@ -72,9 +73,9 @@ static ks_tv read_value(reader *x, int tok)
     return v;
 }
 
-ks_tv ks__tv_from_json(ks_trun *r, const char *text, size_t n, const char *what)
+ks_tv ks__tv_from_json(ks_trun *r, const char *text, size_t n, uint8_t from, const char *what)
 {
-    reader x = { .r = r, .what = what };
+    reader x = { .r = r, .what = what, .from = from };
     ks__tr_burn(r, n / 16);
     ks_json_init(&x.j, text, n, KS_JSON_DEPTH_MAX);
     ks_tv v = read_value(&x, ks_json_next(&x.j));
@@ -86,11 +87,33 @@ ks_tv ks__tv_from_json(ks_trun *r, const char *text, size_t n, const char *what)
     return v;
 }
 
+static void vouch(const ks_tv *v)
+{
+    if (v && v->kind == KS_TV_STR) ((ks_tstr *)v->u.s)->from = KS_TFROM_TEMPLATE; /* ours, just read */
+}
+
+/* Templates build control tokens of these: names of special tokens, which the host gives, and roles, of which there are
+ * a few words. All other text of the context is the request's. */
+static void vouch_for_names(ks_trun *r, const ks_tdict *context)
+{
+    static const char *const tokens[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
+    static const char *const roles[] = { "system", "developer", "user", "assistant", "tool", "function" };
+    for (size_t i = 0; i < KS_COUNT(tokens); i++) vouch(ks__dict_getz(r, context, tokens[i]));
+    const ks_tv *list = ks__dict_getz(r, context, "messages");
+    for (uint32_t i = 0; list && list->kind == KS_TV_LIST && i < list->u.l->n; i++) {
+        ks_tv m = list->u.l->v[i];
+        const ks_tv *role = m.kind == KS_TV_DICT ? ks__dict_getz(r, m.u.d, "role") : NULL;
+        for (size_t k = 0; role && role->kind == KS_TV_STR && k < KS_COUNT(roles); k++)
+            if (ks__str_is(role->u.s, roles[k])) vouch(role);
+    }
+}
+
 /* The context's members become the root's variables, those of them that the template names. */
 void ks__tr_context(ks_trun *r, const char *text, size_t n)
 {
-    ks_tv v = ks__tv_from_json(r, text, n, "template context");
+    ks_tv v = ks__tv_from_json(r, text, n, KS_TFROM_REQUEST, "template context");
     if (v.kind != KS_TV_DICT) ks__tr_fail(r, "the template context must be a JSON object");
+    vouch_for_names(r, v.u.d);
     for (uint32_t i = 0; i < r->t->n_syms; i++) {
         const ks_tv *val = ks__dict_get(r, v.u.d, (ks_tv) { .kind = KS_TV_STR, .u.s = r->t->syms[i] });
         r->root[i] = val ? *val : (ks_tv) { .kind = KS_TV_MISSING };
@@ -112,14 +135,17 @@ typedef struct writer {
 
 static void write_value(writer *w, ks_tv v);
 
-static void write_string(writer *w, const char *p, size_t n)
+static void write_string(writer *w, const ks_tstr *s)
 {
     ks_tsb *b = w->b;
+    const char *p = s->p;
+    size_t n = s->n;
     char esc[16];
     ks__sb_addc(b, '"');
     for (size_t i = 0, k; i < n; i += k) {
         unsigned char c = (unsigned char)p[i];
         k = 1;
+        b->now = ks__from_at(s, i);
         if (c == '"' || c == '\\') {
             ks__sb_addc(b, '\\');
             ks__sb_addc(b, (char)c);
@@ -145,6 +171,7 @@ static void write_string(writer *w, const char *p, size_t n)
             ks__sb_add(b, p + i, k);
         }
     }
+    b->now = KS_TFROM_TEMPLATE;
     ks__sb_addc(b, '"');
     ks__tr_burn(b->r, n / 16);
 }
@@ -154,23 +181,22 @@ static void write_float(writer *w, double f, bool key)
     char num[40];
     ks__float_repr(f, num);
     const char *text = isnan(f) ? "NaN" : isinf(f) ? (f < 0 ? "-Infinity" : "Infinity") : num;
-    if (key)
-        write_string(w, text, strlen(text));
-    else
-        ks__sb_adds(w->b, text);
+    if (key) ks__sb_addc(w->b, '"');
+    ks__sb_adds(w->b, text);
+    if (key) ks__sb_addc(w->b, '"');
 }
 
 static void new_line(writer *w)
 {
     if (!w->indent) return;
     ks__sb_addc(w->b, '\n');
-    ks__sb_fill(w->b, w->indent->p, w->indent->n, w->level);
+    for (uint32_t i = 0; i < w->level; i++) ks__sb_text(w->b, w->indent);
 }
 
 static void write_key(writer *w, ks_tv k)
 {
     if (k.kind == KS_TV_STR) {
-        write_string(w, k.u.s->p, k.u.s->n);
+        write_string(w, k.u.s);
     } else if (k.kind == KS_TV_FLOAT) {
         write_float(w, k.u.f, true);
     } else if (k.kind == KS_TV_NONE || k.kind == KS_TV_BOOL || k.kind == KS_TV_INT || k.kind == KS_TV_BIG) {
@@ -193,10 +219,10 @@ static void write_dict(writer *w, const ks_tdict *d)
     w->level++;
     for (uint32_t i = 0; i < d->n; i++) {
         uint32_t e = order ? order[i] : i;
-        if (i) ks__sb_add(w->b, w->comma->p, w->comma->n);
+        if (i) ks__sb_text(w->b, w->comma);
         new_line(w);
         write_key(w, d->keys[e]);
-        ks__sb_add(w->b, w->colon->p, w->colon->n);
+        ks__sb_text(w->b, w->colon);
         write_value(w, d->vals[e]);
     }
     w->level--;
@@ -213,7 +239,7 @@ static void write_list(writer *w, const ks_tlist *l)
     ks__sb_addc(w->b, '[');
     w->level++;
     for (uint32_t i = 0; i < l->n; i++) {
-        if (i) ks__sb_add(w->b, w->comma->p, w->comma->n);
+        if (i) ks__sb_text(w->b, w->comma);
         new_line(w);
         write_value(w, l->v[i]);
     }
@@ -233,7 +259,7 @@ static void write_value(writer *w, ks_tv v)
     case KS_TV_INT:
     case KS_TV_BIG: ks__sb_repr(b, v); break;
     case KS_TV_FLOAT: write_float(w, v.u.f, false); break;
-    case KS_TV_STR: write_string(w, v.u.s->p, v.u.s->n); break;
+    case KS_TV_STR: write_string(w, v.u.s); break;
     case KS_TV_LIST:
     case KS_TV_TUPLE: write_list(w, v.u.l); break;
     case KS_TV_DICT: write_dict(w, v.u.d); break;
@@ -256,6 +282,7 @@ void ks__sb_json(ks_tsb *b, ks_tv v, const ks_tv *opts)
     } else if (indent.kind != KS_TV_MISSING && indent.kind != KS_TV_NONE) {
         ks_tsb s;
         ks__sb_init(&s, r);
+        s.now = KS_TFROM_TEMPLATE;
         ks__sb_fill(&s, " ", 1, ks__arg_int(r, indent, "indent"));
         w.indent = ks__sb_take(&s, false).u.s;
     }
@@ -266,5 +293,6 @@ void ks__sb_json(ks_tsb *b, ks_tv v, const ks_tv *opts)
         w.comma = ks__arg_str(r, pair.u.l->v[0], "separators");
         w.colon = ks__arg_str(r, pair.u.l->v[1], "separators");
     }
+    b->now = KS_TFROM_TEMPLATE;
     write_value(&w, v);
 }

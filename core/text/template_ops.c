@@ -9,6 +9,7 @@
  * prompt by `ns.text = ns.text + piece` takes linear time. Older strings in it keep their own length. */
 struct ks_tgrow {
     size_t used, cap;
+    uint8_t *froms; /* (cap) or NULL, as in ks_tstr */
 };
 
 void ks__undef_fail(ks_trun *r, ks_tv v)
@@ -27,6 +28,26 @@ void ks__tv_need_defined(ks_trun *r, ks_tv v)
 }
 
 /* ---- text */
+
+static void copy_froms(const ks_tstr *s, uint8_t *dst)
+{
+    if (!s->n) return;
+    if (s->froms)
+        memcpy(dst, s->froms, s->n);
+    else
+        memset(dst, s->from, s->n);
+}
+
+/* The origins of s, which is a and b; in the buffer g beside its text where there are two. */
+static void concat_froms(ks_trun *r, const ks_tstr *a, const ks_tstr *b, struct ks_tgrow *g, ks_tstr *s)
+{
+    s->from = a->n ? a->from : b->from;
+    if (!a->froms && !b->froms && (!a->n || !b->n || a->from == b->from)) return;
+    if (!g->froms) g->froms = ks__tr_alloc(r, g->cap, 1);
+    if (a->froms != g->froms) copy_froms(a, g->froms);
+    copy_froms(b, g->froms + a->n);
+    s->froms = g->froms;
+}
 
 ks_tv ks__tv_concat(ks_trun *r, const ks_tstr *a, const ks_tstr *b)
 {
@@ -53,6 +74,7 @@ ks_tv ks__tv_concat(ks_trun *r, const ks_tstr *a, const ks_tstr *b)
     }
     if (b->n) memcpy((char *)s->p + a->n, b->p, b->n);
     g->used = n;
+    concat_froms(r, a, b, g, s);
     return (ks_tv) { .kind = KS_TV_STR, .u.s = s };
 }
 
@@ -71,7 +93,7 @@ ks_tv ks__str_sub(ks_trun *r, const ks_tstr *s, size_t cp_begin, size_t cp_end)
 {
     size_t a = cp_offset(s, cp_begin), b = cp_begin < cp_end ? cp_offset(s, cp_end) : a;
     if (ks__str_cps(s) != s->n) ks__tr_burn(r, b / 32);
-    return ks__tv_ref(r, s->p + a, b - a, s->markup);
+    return ks__str_piece(r, s, a, b, s->markup);
 }
 
 /* ---- arithmetic */
@@ -178,6 +200,7 @@ static ks_tv repeat(ks_trun *r, ks_tv seq, int64_t times)
     if (seq.kind == KS_TV_STR) {
         ks_tsb b;
         ks__sb_init(&b, r);
+        b.now = ks__str_from(seq.u.s);
         ks__sb_fill(&b, seq.u.s->p, seq.u.s->n, times);
         return ks__sb_take(&b, seq.u.s->markup);
     }
@@ -230,7 +253,7 @@ ks_tv ks__tv_unop(ks_trun *r, ks_top op, ks_tv a)
     if (a.kind == KS_TV_BIG) {
         if (op == KS_TN_POS) return a;
         if (a.u.s->p[0] == '-') {
-            ks_tv v = ks__tv_ref(r, a.u.s->p + 1, a.u.s->n - 1, false);
+            ks_tv v = ks__str_piece(r, a.u.s, 1, a.u.s->n, false);
             v.kind = KS_TV_BIG;
             return v;
         }
@@ -238,7 +261,7 @@ ks_tv ks__tv_unop(ks_trun *r, ks_top op, ks_tv a)
         p[0] = '-';
         memcpy(p + 1, a.u.s->p, a.u.s->n);
         if (ks__str_is(a.u.s, "9223372036854775808")) return ks__tv_int(INT64_MIN);
-        ks_tv v = ks__tv_ref(r, p, a.u.s->n + 1, false);
+        ks_tv v = ks__tv_ref(r, p, a.u.s->n + 1, ks__str_from(a.u.s));
         v.kind = KS_TV_BIG;
         return v;
     }
@@ -385,7 +408,10 @@ static ks_tv slice_str(ks_trun *r, const ks_tstr *s, int64_t from, int64_t count
     ks_tsb b;
     ks__sb_init(&b, r);
     if (ks__str_cps(s) == s->n) {
-        for (int64_t k = 0; k < count; k++) ks__sb_addc(&b, s->p[from + k * step]);
+        for (int64_t k = 0; k < count; k++) {
+            b.now = ks__from_at(s, (size_t)(from + k * step));
+            ks__sb_addc(&b, s->p[from + k * step]);
+        }
     } else {
         size_t n_cp = ks__str_cps(s), *at = ks__tr_alloc(r, n_cp + 1, sizeof *at);
         for (size_t i = 0, cp = 0; i < s->n; i++)
@@ -393,7 +419,7 @@ static ks_tv slice_str(ks_trun *r, const ks_tstr *s, int64_t from, int64_t count
         at[n_cp] = s->n;
         for (int64_t k = 0; k < count; k++) {
             size_t i = (size_t)(from + k * step);
-            ks__sb_add(&b, s->p + at[i], at[i + 1] - at[i]);
+            ks__sb_piece(&b, s, at[i], at[i + 1]);
         }
     }
     ks__tr_burn(r, (uint64_t)count / 16);

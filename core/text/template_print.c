@@ -9,7 +9,7 @@
 
 void ks__sb_init(ks_tsb *b, ks_trun *r)
 {
-    *b = (ks_tsb) { .r = r };
+    *b = (ks_tsb) { .r = r, .now = KS_TFROM_REQUEST };
 }
 
 static void sb_grow(ks_tsb *b, size_t more)
@@ -18,20 +18,56 @@ static void sb_grow(ks_tsb *b, size_t more)
     if (!ks_add_size(b->n, more, &need) || need > b->r->output_max)
         ks__tr_fail(b->r, "the text grows beyond the limit of %zu bytes", b->r->output_max);
     if (need <= b->cap) return;
-    size_t cap = KS_MAX(need, KS_MIN(b->cap * 2, b->r->output_max));
-    char *p = ks__tr_alloc(b->r, KS_MAX(cap, (size_t)64), 1);
+    size_t cap = KS_MAX(KS_MAX(need, KS_MIN(b->cap * 2, b->r->output_max)), (size_t)64);
+    char *p = ks__tr_alloc(b->r, cap, 1);
     if (b->n) memcpy(p, b->p, b->n);
     b->p = p;
-    b->cap = KS_MAX(cap, (size_t)64);
+    b->cap = cap;
+    if (!b->froms) return;
+    uint8_t *froms = ks__tr_alloc(b->r, cap, 1);
+    memcpy(froms, b->froms, b->n);
+    b->froms = froms;
+}
+
+/* Notes the origin of n bytes that follow, for which there is room. The list begins with the second origin. */
+static void sb_note(ks_tsb *b, size_t n)
+{
+    if (!b->froms) {
+        if (!b->n) b->from = b->now;
+        if (b->from == b->now) return;
+        b->froms = ks__tr_alloc(b->r, b->cap, 1);
+        memset(b->froms, b->from, b->n);
+    }
+    memset(b->froms + b->n, b->now, n);
 }
 
 void ks__sb_add(ks_tsb *b, const char *s, size_t n)
 {
     if (!n) return;
     if (n > b->cap - b->n) sb_grow(b, n);
+    sb_note(b, n);
     memcpy(b->p + b->n, s, n);
     b->n += n;
     ks__tr_burn(b->r, n / 64);
+}
+
+void ks__sb_piece(ks_tsb *b, const ks_tstr *s, size_t begin, size_t end)
+{
+    uint8_t now = b->now;
+    while (begin < end) {
+        size_t at = begin;
+        b->now = ks__from_at(s, at);
+        const uint8_t *other = s->froms ? memchr(s->froms + at, !b->now, end - at) : NULL;
+        begin = other ? (size_t)(other - s->froms) : end;
+        ks__sb_add(b, s->p + at, begin - at);
+        ks__tr_burn(b->r, 1);
+    }
+    b->now = now;
+}
+
+void ks__sb_text(ks_tsb *b, const ks_tstr *s)
+{
+    ks__sb_piece(b, s, 0, s->n);
 }
 
 void ks__sb_adds(ks_tsb *b, const char *s)
@@ -42,6 +78,7 @@ void ks__sb_adds(ks_tsb *b, const char *s)
 void ks__sb_addc(ks_tsb *b, char c)
 {
     if (b->n == b->cap) sb_grow(b, 1);
+    sb_note(b, 1);
     b->p[b->n++] = c;
 }
 
@@ -52,6 +89,7 @@ void ks__sb_fill(ks_tsb *b, const char *s, size_t n, int64_t times)
     if (times <= 0 || !n) return;
     if ((uint64_t)times > SIZE_MAX || !ks_mul_size(n, (size_t)times, &total)) total = SIZE_MAX;
     sb_grow(b, total);
+    sb_note(b, total);
     ks__tr_burn(b->r, total / 64);
     for (size_t i = 0; i < total; i += n) memcpy(b->p + b->n + i, s, n);
     b->n += total;
@@ -59,7 +97,8 @@ void ks__sb_fill(ks_tsb *b, const char *s, size_t n, int64_t times)
 
 ks_tv ks__sb_take(ks_tsb *b, bool markup)
 {
-    return ks__tv_ref(b->r, b->p ? b->p : "", b->n, markup);
+    ks_tstr all = { .p = b->p ? b->p : "", .n = b->n, .from = b->from, .froms = b->froms };
+    return ks__str_piece(b->r, &all, 0, b->n, markup);
 }
 
 /* ---- numbers */
@@ -181,6 +220,7 @@ static void repr_str(ks_tsb *b, const ks_tstr *s)
     for (size_t i = 0; i < s->n;) {
         uint32_t cp, k = ks_utf8_decode(s->p + i, s->n - i, &cp);
         char esc[12];
+        b->now = ks__from_at(s, i);
         if (cp == (uint32_t)quote || cp == '\\') {
             ks__sb_addc(b, '\\');
             ks__sb_addc(b, (char)cp);
@@ -194,6 +234,7 @@ static void repr_str(ks_tsb *b, const ks_tstr *s)
         }
         i += k;
     }
+    b->now = KS_TFROM_TEMPLATE;
     ks__sb_addc(b, quote);
     if (s->markup) ks__sb_addc(b, ')');
 }
@@ -247,9 +288,12 @@ static void repr_range(ks_tsb *b, const ks_trange *x)
     ks__sb_addc(b, ')');
 }
 
+/* Names and punctuation are ours, and so are numbers: no digits make a control token. */
 void ks__sb_repr(ks_tsb *b, ks_tv v)
 {
     char num[40];
+    uint8_t now = b->now;
+    b->now = KS_TFROM_TEMPLATE;
     ks__tr_enter(b->r);
     ks__tr_burn(b->r, 1);
     switch (v.kind) {
@@ -257,7 +301,7 @@ void ks__sb_repr(ks_tsb *b, ks_tv v)
     case KS_TV_NONE: ks__sb_adds(b, "None"); break;
     case KS_TV_BOOL: ks__sb_adds(b, v.u.b ? "True" : "False"); break;
     case KS_TV_INT: sb_int(b, v.u.i); break;
-    case KS_TV_BIG: ks__sb_add(b, v.u.s->p, v.u.s->n); break;
+    case KS_TV_BIG: ks__sb_text(b, v.u.s); break;
     case KS_TV_FLOAT:
         ks__float_repr(v.u.f, num);
         ks__sb_adds(b, num);
@@ -294,13 +338,14 @@ void ks__sb_repr(ks_tsb *b, ks_tv v)
         ks__sb_adds(b, " object>");
         break;
     }
+    b->now = now;
     ks__tr_leave(b->r);
 }
 
 void ks__sb_str(ks_tsb *b, ks_tv v)
 {
     if (v.kind == KS_TV_STR)
-        ks__sb_add(b, v.u.s->p, v.u.s->n);
+        ks__sb_text(b, v.u.s);
     else if (v.kind != KS_TV_UNDEF)
         ks__sb_repr(b, v);
 }
@@ -314,19 +359,22 @@ const ks_tstr *ks__tv_text(ks_trun *r, ks_tv v)
     return ks__sb_take(&b, false).u.s;
 }
 
-void ks__sb_html(ks_tsb *b, const char *s, size_t n)
+void ks__sb_html(ks_tsb *b, const ks_tstr *s)
 {
-    for (size_t i = 0; i < n; i++) {
-        switch (s[i]) {
+    uint8_t now = b->now;
+    for (size_t i = 0; i < s->n; i++) {
+        b->now = ks__from_at(s, i);
+        switch (s->p[i]) {
         case '&': ks__sb_adds(b, "&amp;"); break;
         case '<': ks__sb_adds(b, "&lt;"); break;
         case '>': ks__sb_adds(b, "&gt;"); break;
         case '"': ks__sb_adds(b, "&#34;"); break;
         case '\'': ks__sb_adds(b, "&#39;"); break;
-        default: ks__sb_addc(b, s[i]); break;
+        default: ks__sb_addc(b, s->p[i]); break;
         }
     }
-    ks__tr_burn(b->r, n / 16);
+    b->now = now;
+    ks__tr_burn(b->r, s->n / 16);
 }
 
 /* str() with HTML escapes; what is markup already stays. */
@@ -336,6 +384,6 @@ ks_tv ks__tv_escape(ks_trun *r, ks_tv v)
     const ks_tstr *s = ks__tv_text(r, v);
     ks_tsb b;
     ks__sb_init(&b, r);
-    ks__sb_html(&b, s->p, s->n);
+    ks__sb_html(&b, s);
     return ks__sb_take(&b, true);
 }

@@ -16,7 +16,7 @@ static bool given(tv v)
 
 static tv piece(ks_trun *r, const ks_tstr *s, size_t begin, size_t end)
 {
-    return ks__tv_ref(r, s->p + begin, end - begin, s->markup);
+    return ks__str_piece(r, s, begin, end, s->markup);
 }
 
 /* A piece put beside markup becomes markup itself, escaped. */
@@ -92,6 +92,7 @@ FN(s_case)
         bool up = fn->arg == CASE_UPPER || (fn->arg == CASE_SWAP && ks__uc_lower(cp));
         bool title = (fn->arg == CASE_CAPITALIZE && begin == 0) || (fn->arg == CASE_TITLE && !in_word);
         bool keep = fn->arg == CASE_SWAP && !is_cased(cp);
+        b.now = ks__from_at(s, begin);
         if (cp < 0x80) {
             uint32_t lo = cp | 0x20;
             bool letter = lo >= 'a' && lo <= 'z';
@@ -260,8 +261,8 @@ FN(s_replace)
         const char *hit = find(s->p + at, s->n - at, from);
         if (!hit) break;
         ks__tr_burn(r, 1);
-        ks__sb_add(&b, s->p + at, (size_t)(hit - s->p) - at);
-        ks__sb_add(&b, to->p, to->n);
+        ks__sb_piece(&b, s, at, (size_t)(hit - s->p));
+        ks__sb_text(&b, to);
         at = (size_t)(hit - s->p) + from->n;
         if (!from->n) { /* between all characters, and at both ends */
             if (at >= s->n) {
@@ -270,10 +271,10 @@ FN(s_replace)
             }
             size_t begin = at;
             (void)next_cp(s, &at);
-            ks__sb_add(&b, s->p + begin, at - begin);
+            ks__sb_piece(&b, s, begin, at);
         }
     }
-    ks__sb_add(&b, s->p + at, s->n - at);
+    ks__sb_piece(&b, s, at, s->n);
     return ks__sb_take(&b, s->markup);
 }
 
@@ -409,9 +410,8 @@ FN(s_join)
     ks__sb_init(&b, r);
     ks__iter_need(r, a[1], &it);
     for (bool first = true; ks__iter_next(r, &it, &v); first = false) {
-        if (!first) ks__sb_add(&b, s->p, s->n);
-        const ks_tstr *x = s->markup ? ks__tv_escape(r, v).u.s : ks__arg_str(r, v, "item of join");
-        ks__sb_add(&b, x->p, x->n);
+        if (!first) ks__sb_text(&b, s);
+        ks__sb_text(&b, s->markup ? ks__tv_escape(r, v).u.s : ks__arg_str(r, v, "item of join"));
     }
     return ks__sb_take(&b, s->markup);
 }
@@ -428,8 +428,9 @@ FN(s_just)
     left = fn->arg < 0 ? 0 : fn->arg > 0 ? pad : pad / 2 + (pad & width & 1);
     ks_tsb b;
     ks__sb_init(&b, r);
+    b.now = fill ? ks__str_from(fill) : KS_TFROM_TEMPLATE;
     ks__sb_fill(&b, fill ? fill->p : " ", fill ? fill->n : 1, left);
-    ks__sb_add(&b, s->p, s->n);
+    ks__sb_text(&b, s);
     ks__sb_fill(&b, fill ? fill->p : " ", fill ? fill->n : 1, pad - left);
     return ks__sb_take(&b, s->markup);
 }
@@ -441,10 +442,11 @@ FN(s_zfill)
     bool sign = s->n && (s->p[0] == '-' || s->p[0] == '+');
     ks_tsb b;
     ks__sb_init(&b, r);
-    ks__sb_add(&b, s->p, sign);
+    ks__sb_piece(&b, s, 0, sign);
+    b.now = KS_TFROM_TEMPLATE;
     int64_t width = ks__arg_int(r, a[1], "width"), n = (int64_t)ks__str_cps(s);
     ks__sb_fill(&b, "0", 1, width > n ? width - n : 0);
-    ks__sb_add(&b, s->p + sign, s->n - sign);
+    ks__sb_piece(&b, s, sign, s->n);
     return ks__sb_take(&b, s->markup);
 }
 
@@ -460,10 +462,11 @@ FN(s_expandtabs)
         uint32_t cp = next_cp(s, &at);
         if (cp == '\t') {
             int64_t n = size > 0 ? size - col % size : 0;
+            b.now = ks__from_at(s, begin);
             ks__sb_fill(&b, " ", 1, n);
             col += n;
         } else {
-            ks__sb_add(&b, s->p + begin, at - begin);
+            ks__sb_piece(&b, s, begin, at);
             col = cp == '\n' || cp == '\r' ? 0 : col + 1;
         }
     }

@@ -135,6 +135,7 @@ ks_tv ks__strftime(ks_trun *r, const ks_tstr *fmt, int64_t unix_s)
     time_t when = (time_t)unix_s;
     ks_tsb b;
     ks__sb_init(&b, r);
+    b.now = ks__str_from(fmt);
     if (!localtime_r(&when, &t)) ks__tr_fail(r, "strftime_now: the time %lld has no date", (long long)unix_s);
     format(&b, fmt->p, fmt->p + fmt->n, &t, unix_s);
     return ks__sb_take(&b, false);

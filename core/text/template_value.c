@@ -33,23 +33,37 @@ ks_tv ks__tv_float(double f)
     return (ks_tv) { .kind = KS_TV_FLOAT, .u.f = f };
 }
 
-ks_tv ks__tv_ref(ks_trun *r, const char *s, size_t n, bool markup)
+ks_tv ks__tv_ref(ks_trun *r, const char *s, size_t n, uint8_t from)
 {
     ks_tstr *t = ks__tr_alloc(r, 1, sizeof *t);
-    *t = (ks_tstr) { .p = s, .n = n, .n_cp = SIZE_MAX, .markup = markup };
+    *t = (ks_tstr) { .p = s, .n = n, .n_cp = SIZE_MAX, .from = from };
     return (ks_tv) { .kind = KS_TV_STR, .u.s = t };
 }
 
-ks_tv ks__tv_str(ks_trun *r, const char *s, size_t n)
+ks_tv ks__tv_str(ks_trun *r, const char *s, size_t n, uint8_t from)
 {
     char *p = ks__tr_alloc(r, n + 1, 1);
     if (n) memcpy(p, s, n);
-    return ks__tv_ref(r, p, n, false);
+    return ks__tv_ref(r, p, n, from);
 }
 
 ks_tv ks__tv_strz(ks_trun *r, const char *s)
 {
-    return ks__tv_ref(r, s, strlen(s), false);
+    return ks__tv_ref(r, s, strlen(s), KS_TFROM_TEMPLATE);
+}
+
+ks_tv ks__str_piece(ks_trun *r, const ks_tstr *s, size_t begin, size_t end, bool markup)
+{
+    ks_tstr *t = ks__tr_alloc(r, 1, sizeof *t);
+    *t = (ks_tstr) { .p = s->p + begin, .n = end - begin, .n_cp = SIZE_MAX, .markup = markup, .from = s->from };
+    if (s->froms) t->froms = s->froms + begin;
+    return (ks_tv) { .kind = KS_TV_STR, .u.s = t };
+}
+
+uint8_t ks__str_from(const ks_tstr *s)
+{
+    if (!s->froms) return s->from;
+    return s->n && memchr(s->froms, KS_TFROM_REQUEST, s->n) ? KS_TFROM_REQUEST : KS_TFROM_TEMPLATE;
 }
 
 ks_tv ks__tv_list(ks_trun *r, uint32_t cap)
@@ -441,7 +455,7 @@ static bool next_str(ks_trun *r, ks_titer *it, ks_tv *ret)
     const ks_tstr *s = it->src.u.s;
     if (it->at >= s->n) return false;
     uint32_t cp, k = ks_utf8_decode(s->p + it->at, s->n - it->at, &cp);
-    *ret = ks__tv_ref(r, s->p + it->at, k, false);
+    *ret = ks__str_piece(r, s, it->at, it->at + k, false);
     it->at += k;
     return true;
 }

@@ -292,13 +292,20 @@ int ks_tokenizer_open(const char *dir, ks_tokenizer **ret, ks_err *err)
 
 /* ---- Encoding */
 
+/* Stretches of a text without markup. */
+typedef struct plain {
+    const uint8_t *base; /* where the text begins */
+    const ks_text_span *span;
+    size_t n;
+} plain;
+
 typedef struct encoder {
     const ks_tokenizer *t;
-    uint32_t flags;
+    plain plain;
     ks_bpe_run bpe;
     ks_pretok_run pretok;
-    ks_buf a, b; /* of the normalizers */
-    ks_err *err;
+    ks_buf a, b;       /* of the normalizers */
+    ks_buf c, d, list; /* of origins in normalized text */
 } encoder;
 
 static int on_piece(void *user, const uint8_t *s, size_t n, ks_err *err)
@@ -334,22 +341,52 @@ static void widen(const ks_added *x, const uint8_t *s, size_t n, size_t done, si
     for (uint32_t len; x->rstrip && *end < n && ks_uni_is_space(ks_uni_get(s + *end, &len));) *end += len;
 }
 
+/* The first stretch that ends behind byte `at`; p->n if there is none. */
+static size_t plain_from(const plain *p, size_t at)
+{
+    size_t lo = 0, hi = p->n;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (p->span[mid].end > at)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return lo;
+}
+
+/* The next added token of s at or after *inout_at. What reaches into plain text is none, but a shorter one before it
+ * may be. */
+static uint32_t next_added(const ks_tokenizer *t, const ks_trie *trie, const plain *p, const uint8_t *s, size_t n,
+                           size_t *inout_at, size_t *ret_n)
+{
+    uint32_t i;
+    size_t off = (size_t)(s - p->base);
+    while ((i = ks_trie_find(trie, s, n, inout_at, ret_n)) != KS_TOK_NONE && !t->added[i].blank) {
+        size_t k = plain_from(p, off + *inout_at), at = *inout_at;
+        if (k == p->n || p->span[k].begin >= off + at + *ret_n) return i;
+        if (p->span[k].begin > off + at) {
+            i = ks_trie_find(trie, s, p->span[k].begin - off, &at, ret_n);
+            if (i != KS_TOK_NONE && at == *inout_at) return i;
+        }
+        (*inout_at)++;
+    }
+    return i;
+}
+
 typedef int (*gap_fn)(encoder *e, const uint8_t *s, size_t n, bool first, ks_err *err);
 
 /* Sends added tokens to the ids and what lies between to gap. The search goes on behind the match itself, even where
  * rstrip took more: so the reference does it. */
-static int split_added(encoder *e, const ks_trie *trie, const uint8_t *s, size_t n, bool first, gap_fn gap, ks_err *err)
+static int split_added(encoder *e, const ks_trie *trie, const plain *p, const uint8_t *s, size_t n, bool first,
+                       gap_fn gap, ks_err *err)
 {
     size_t at = 0, done = 0, len = 0;
     uint32_t i;
     int rc;
-    while ((i = ks_trie_find(trie, s, n, &at, &len)) != KS_TOK_NONE) {
+    while ((i = next_added(e->t, trie, p, s, n, &at, &len)) != KS_TOK_NONE) {
         const ks_added *x = &e->t->added[i];
         size_t begin = at, end = at + len;
-        if ((e->flags & KS_TOK_PLAIN_TEXT) && !x->blank) {
-            at++;
-            continue;
-        }
         at = end;
         if (x->single_word && !stands_alone(e->t, s, n, begin, end)) continue;
         widen(x, s, n, done, &begin, &end);
@@ -366,11 +403,65 @@ static int inner_gap(encoder *e, const uint8_t *s, size_t n, bool first, ks_err 
     return ks_pretok_feed(&e->pretok, s, n, first, err);
 }
 
+/* Normalizes s[begin, end) of n bytes as a part of the whole: what acts at its ends only does so there. */
+static int norm_part(encoder *e, const uint8_t *s, size_t n, size_t begin, size_t end, const char **ret, size_t *ret_n,
+                     ks_err *err)
+{
+    ks_norm steps[KS_TOK_STEPS_MAX];
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < e->t->n_norm; i++) {
+        ks_norm st = e->t->norm[i];
+        if (st.type == KS_NORM_PREPEND && begin) continue;
+        st.left &= begin == 0;
+        st.right &= end == n;
+        steps[k++] = st;
+    }
+    return ks_norm_run(steps, k, (const char *)s + begin, end - begin, &e->c, &e->d, ret, ret_n, err);
+}
+
+/* Which stretches of s's normalized text are plain: found by normalizing part by part. Where the parts do not make up
+ * the whole (a combining mark met a letter across a border), all of it is. */
+static int norm_plain(encoder *e, const uint8_t *s, size_t n, const char *text, size_t text_n, plain *ret, ks_err *err)
+{
+    size_t off = (size_t)(s - e->plain.base), at = 0, done = 0, part_n;
+    const char *part;
+    bool same = true;
+    e->list.n = 0;
+    for (size_t k = plain_from(&e->plain, off); same && at < n;) {
+        const ks_text_span *x = k < e->plain.n ? &e->plain.span[k] : NULL;
+        bool inside = x && x->begin <= off + at;
+        size_t end = !x ? n : KS_MIN((inside ? x->end : x->begin) - off, n);
+        int rc = norm_part(e, s, n, at, end, &part, &part_n, err);
+        if (rc) return rc;
+        same = part_n <= text_n - done && memcmp(part, text + done, part_n) == 0;
+        ks_text_span y = { done, done + part_n };
+        if (inside && part_n) ks_buf_add(&e->list, &y, sizeof y);
+        k += inside;
+        at = end;
+        done += part_n;
+    }
+    if (!same || done != text_n) {
+        ks_text_span all = { 0, text_n };
+        e->list.n = 0;
+        ks_buf_add(&e->list, &all, sizeof all);
+    }
+    if (e->list.failed) return ks_fail(err, KS_E_NOMEM, "out of memory for %zu bytes of text", n);
+    *ret = (plain) { (const uint8_t *)text, (const ks_text_span *)e->list.p, e->list.n / sizeof(ks_text_span) };
+    return 0;
+}
+
 static int outer_gap(encoder *e, const uint8_t *s, size_t n, bool first, ks_err *err)
 {
+    const ks_tokenizer *t = e->t;
     const char *text;
-    int rc = ks_norm_run(e->t->norm, e->t->n_norm, (const char *)s, n, &e->a, &e->b, &text, &n, err);
-    return rc ? rc : split_added(e, &e->t->normalized, (const uint8_t *)text, n, first, inner_gap, err);
+    size_t text_n;
+    int rc = ks_norm_run(t->norm, t->n_norm, (const char *)s, n, &e->a, &e->b, &text, &text_n, err);
+    plain p = e->plain;
+    if (!rc && (const uint8_t *)text != s) {
+        p = (plain) { .base = (const uint8_t *)text };
+        if (t->normalized.n && e->plain.n) rc = norm_plain(e, s, n, text, text_n, &p, err);
+    }
+    return rc ? rc : split_added(e, &t->normalized, &p, (const uint8_t *)text, text_n, first, inner_gap, err);
 }
 
 /* Python's str.isspace, by which Kimi's code tells runs apart. */
@@ -389,7 +480,7 @@ static int encode_slices(encoder *e, const uint8_t *s, size_t n, ks_err *err)
         run = chars && !cut && now == space ? run + 1 : 1;
         space = now;
         if (cut || run > SLICE_RUN_CHARS) {
-            int rc = split_added(e, &e->t->raw, s + begin, i - begin, false, outer_gap, err);
+            int rc = split_added(e, &e->t->raw, &e->plain, s + begin, i - begin, false, outer_gap, err);
             if (rc) return rc;
             begin = i;
             run = 1;
@@ -397,7 +488,7 @@ static int encode_slices(encoder *e, const uint8_t *s, size_t n, ks_err *err)
         chars = cut ? 1 : chars + 1;
         i += len;
     }
-    return split_added(e, &e->t->raw, s + begin, n - begin, false, outer_gap, err);
+    return split_added(e, &e->t->raw, &e->plain, s + begin, n - begin, false, outer_gap, err);
 }
 
 static int push_all(ks_bpe_run *r, const uint32_t *ids, uint32_t n, ks_err *err)
@@ -429,11 +520,18 @@ static int append(ks_bpe_run *r, int32_t **ids, size_t *n, ks_err *err)
 int ks_tokenizer_encode(const ks_tokenizer *t, const char *text, size_t bytes, uint32_t flags, int32_t **ids, size_t *n,
                         ks_err *err)
 {
+    const ks_text_span all = { 0, bytes };
+    return ks_tokenizer_encode_spans(t, text, bytes, &all, (flags & KS_TOK_PLAIN_TEXT) && bytes, flags, ids, n, err);
+}
+
+int ks_tokenizer_encode_spans(const ks_tokenizer *t, const char *text, size_t bytes, const ks_text_span *plain_spans,
+                              size_t n_plain, uint32_t flags, int32_t **ids, size_t *n, ks_err *err)
+{
     size_t valid = ks_utf8_valid(text, bytes);
     if (valid != bytes) return ks_fail(err, KS_E_INVAL, "the text is not UTF-8 at byte %zu", valid);
     if (bytes > KS_TOK_TEXT_BYTES_MAX)
         return ks_fail(err, KS_E_LIMIT, "the text has %zu bytes (limit: %zu)", bytes, KS_TOK_TEXT_BYTES_MAX);
-    encoder e = { .t = t, .flags = flags };
+    encoder e = { .t = t, .plain = { (const uint8_t *)text, plain_spans, n_plain } };
     int rc = ks_bpe_run_init(&e.bpe, &t->bpe, bytes, err);
     if (rc) return rc;
     e.pretok.t = &t->pretok;
@@ -444,13 +542,16 @@ int ks_tokenizer_encode(const ks_tokenizer *t, const char *text, size_t bytes, u
     if (!rc && t->slices)
         rc = encode_slices(&e, (const uint8_t *)text, bytes, err);
     else if (!rc)
-        rc = split_added(&e, &t->raw, (const uint8_t *)text, bytes, true, outer_gap, err);
+        rc = split_added(&e, &t->raw, &e.plain, (const uint8_t *)text, bytes, true, outer_gap, err);
     if (!rc && special) rc = push_all(&e.bpe, t->after, t->n_after, err);
     if (!rc) rc = append(&e.bpe, ids, n, err);
     ks_bpe_run_fini(&e.bpe);
     ks_pretok_run_fini(&e.pretok);
     ks_buf_fini(&e.a);
     ks_buf_fini(&e.b);
+    ks_buf_fini(&e.c);
+    ks_buf_fini(&e.d);
+    ks_buf_fini(&e.list);
     return rc;
 }
 

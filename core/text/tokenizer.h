@@ -2,6 +2,8 @@
 #ifndef KS_TEXT_TOKENIZER_H
 #define KS_TEXT_TOKENIZER_H
 
+#include "text/span.h"
+
 #include <krasis/error.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -25,6 +27,11 @@ KS_MUST_CHECK int ks_tokenizer_parse(const char *json, size_t n, const char *con
 /* Appends to *ids (malloc'd, grown; *n the count). Text is UTF-8; ill-formed bytes are KS_E_INVAL. */
 KS_MUST_CHECK int ks_tokenizer_encode(const ks_tokenizer *t, const char *text, size_t bytes, uint32_t flags,
                                       int32_t **ids, size_t *n, ks_err *err);
+/* The same where only some stretches are plain text: an added token with one byte in them is not recognised. All else,
+ * normalizers, pieces and merges, does not see the borders: without such spellings the ids are those of the text. */
+KS_MUST_CHECK int ks_tokenizer_encode_spans(const ks_tokenizer *t, const char *text, size_t bytes,
+                                            const ks_text_span *plain, size_t n_plain, uint32_t flags, int32_t **ids,
+                                            size_t *n, ks_err *err);
 /* Whole sequence, ill-formed bytes as U+FFFD; malloc'd. skip_special: special tokens give no text. Unknown ids give
  * none. */
 KS_MUST_CHECK int ks_tokenizer_decode(const ks_tokenizer *t, const int32_t *ids, size_t n, bool skip_special,

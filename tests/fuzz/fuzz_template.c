@@ -22,11 +22,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ks_template *t = NULL;
     ks_err err = { 0 };
     if (ks_template_new((const char *)data, n, &t, &err) < 0) return err.msg[0] ? 0 : (abort(), 0);
-    char *out = NULL;
-    size_t out_n = 0;
-    int rc = ks_template_render(t, context, context_n, 1767323045, &limits, &out, &out_n, &err);
-    if (rc < 0 ? !err.msg[0] : out_n > limits.output_bytes || out[out_n] != 0) abort();
-    free(out);
+    ks_rendered x = { 0 };
+    int rc = ks_template_render_spans(t, context, context_n, 1767323045, &limits, &x, &err);
+    if (rc < 0 ? !err.msg[0] : x.n > limits.output_bytes || x.text[x.n] != 0) abort();
+    for (size_t i = 0, at = 0; i < x.n_request; at = x.request[i++].end + 1) /* ascending, not touching */
+        if (x.request[i].begin < at || x.request[i].end <= x.request[i].begin || x.request[i].end > x.n) abort();
+    ks_rendered_fini(&x);
     ks_template_free(t);
     return 0;
 }

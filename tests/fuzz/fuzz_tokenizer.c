@@ -6,8 +6,27 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* Plain stretches never fail where the whole does not, and one over everything is plain text. */
+static void use_spans(const ks_tokenizer *t, const char *text, size_t n)
+{
+    ks_text_span spans[8], all = { 0, n };
+    ks_err err = { 0 };
+    int32_t *ids[3] = { NULL };
+    size_t n_ids[3] = { 0 }, k = 0;
+    for (size_t at = 0; at < n && k < KS_COUNT(spans); at += 7)
+        spans[k++] = (ks_text_span) { at, KS_MIN(at + 1 + (uint8_t)text[at] % 6, n) };
+    if (!ks_tokenizer_encode(t, text, n, KS_TOK_PLAIN_TEXT, &ids[0], &n_ids[0], &err)) {
+        KS_ASSERT(!ks_tokenizer_encode_spans(t, text, n, &all, n > 0, 0, &ids[1], &n_ids[1], &err));
+        KS_ASSERT(n_ids[0] == n_ids[1] && (!n_ids[0] || !memcmp(ids[0], ids[1], n_ids[0] * sizeof **ids)));
+        if (ks_tokenizer_encode_spans(t, text, n, spans, k, 0, &ids[2], &n_ids[2], &err)) /* a piece may be too hard */
+            KS_ASSERT(err.msg[0]);
+    }
+    for (int i = 0; i < 3; i++) free(ids[i]);
+}
+
 static void use(const ks_tokenizer *t, const char *text, size_t n)
 {
+    use_spans(t, text, n);
     for (uint32_t flags = 0; flags < 4; flags++) {
         ks_err err = { 0 };
         int32_t *ids = NULL;

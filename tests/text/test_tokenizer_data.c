@@ -4,6 +4,7 @@
  */
 #include "tok_support.h"
 
+#include "base/base.h"
 #include "base/clock.h"
 #include "base/file.h"
 
@@ -85,9 +86,40 @@ static void read_expected(const char *s, size_t n, line *l)
     }
 }
 
+/* Plain stretches, wherever they lie, change no id of a text without markup. */
+static void check_spans(const ks_tokenizer *t, const line *l, const char *name, size_t number)
+{
+    ks_err err = { 0 };
+    ks_text_span spans[64];
+    int32_t *ids = NULL;
+    size_t n = 0, k = 0;
+    uint32_t random = (uint32_t)number;
+    assert_int_equal(ks_tokenizer_encode(t, l->text, l->text_n, KS_TOK_PLAIN_TEXT, &ids, &n, &err), 0);
+    bool markup = n != l->n_ids[0] || (n && memcmp(ids, l->ids[0], n * sizeof *ids));
+    free(ids);
+    if (markup) return;
+    for (size_t at = 0; at < l->text_n && k < KS_COUNT(spans);) {
+        size_t ends[2];
+        for (int i = 0; i < 2; i++) {
+            random = random * 1664525u + 1013904223u;
+            at += 1 + (random >> 16) % 9;
+            while (at < l->text_n && ((unsigned char)l->text[at] & 0xc0) == 0x80) at++;
+            ends[i] = KS_MIN(at, l->text_n);
+        }
+        if (ends[0] < ends[1]) spans[k++] = (ks_text_span) { ends[0], ends[1] };
+    }
+    ids = NULL;
+    n = 0;
+    assert_int_equal(ks_tokenizer_encode_spans(t, l->text, l->text_n, spans, k, 0, &ids, &n, &err), 0);
+    if (n != l->n_ids[0] || (n && memcmp(ids, l->ids[0], n * sizeof *ids)))
+        fail_msg("%s, line %zu: ids differ with %zu plain stretches", name, number, k);
+    free(ids);
+}
+
 static void check_line(const ks_tokenizer *t, const line *l, const char *name, size_t number)
 {
     ks_err err = { 0 };
+    check_spans(t, l, name, number);
     for (uint32_t special = 0; special < 2; special++) {
         int32_t *ids = NULL;
         size_t n = 0;

@@ -93,6 +93,25 @@ static inline ks_tokenizer *tok_make(const tok_parts *p)
     return t;
 }
 
+/* A tokenizer of bytes whose added tokens are all that looks like a control token in a template: <...> or [...]. Their
+ * ids begin with 256. */
+static inline ks_tokenizer *tok_for_template(const char *source, size_t n)
+{
+    ks_buf b;
+    ks_buf_init(&b, 0);
+    for (size_t i = 0, end; i < n; i++) {
+        char close = source[i] == '<' ? '>' : source[i] == '[' ? ']' : 0;
+        for (end = i + 1; close && end < n && end - i < 60 && !strchr("<>[] \n'\"{}\\", source[end]);) end++;
+        if (!close || end == n || source[end] != close || end < i + 3) continue;
+        ks_buf_printf(&b, "%s{\"id\":0,\"content\":\"%.*s\",\"special\":true}", b.n ? "," : "", (int)(end + 1 - i),
+                      source + i);
+    }
+    char *added = ks_buf_take(&b, NULL);
+    ks_tokenizer *t = tok_make(&(tok_parts) { .added = added });
+    free(added);
+    return t;
+}
+
 /* The tokens of text, between bars. */
 static inline const char *tok_show(const ks_tokenizer *t, const char *text, uint32_t flags)
 {
