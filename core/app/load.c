@@ -129,11 +129,13 @@ static uint32_t type_of_name(const char *s)
     return strcmp(s, "int8") == 0 ? KS_T_I8 : strcmp(s, "int4") == 0 ? KS_T_I4 : KS_T_BF16;
 }
 
-void ks_app_types(const ks_app *a, uint32_t t[16])
+void ks_app_types(const ks_app *a, ks_store_opts *o)
 {
     const ks_config *c = a->config;
+    uint32_t *t = o->type;
     for (int i = 0; i < 16; i++) t[i] = KS_T_BF16;
     t[KS_CLS_EXPERT] = type_of_bits(a->expert_bits ? a->expert_bits : ks_config_int(c, "cpu-expert-bits"));
+    o->narrow = type_of_bits(ks_config_int(c, "narrow-expert-bits"));
     t[KS_CLS_ATTN] = type_of_name(ks_config_str(c, "attention-quant"));
     t[KS_CLS_SHARED] = type_of_name(ks_config_str(c, "shared-expert-quant"));
     t[KS_CLS_DENSE] = type_of_name(ks_config_str(c, "dense-mlp-quant"));
@@ -176,7 +178,7 @@ int ks_app_weights(ks_app *a, ks_err *err)
                         .pool = a->pool };
     const char *dir = ks_config_str(a->config, "cache-dir");
     if (*dir) o.cache_dir = dir;
-    ks_app_types(a, o.type);
+    ks_app_types(a, &o);
     uint64_t t0 = ks_now_ns();
     int rc = ks_store_open(a->ckpt, a->model.specs, a->model.graph.n_weights, &o, a->model.weights, &a->store, err);
     if (rc) return rc;

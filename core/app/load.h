@@ -47,8 +47,8 @@ KS_MUST_CHECK int ks_app_weights(ks_app *a, ks_err *err);
 KS_MUST_CHECK int ks_app_start(ks_app *a, ks_err *err);
 void ks_app_close(ks_app *a); /* a zeroed or half-built app is fine */
 
-/* Weight types by class as the settings say. */
-void ks_app_types(const ks_app *a, uint32_t ret_type[16]);
+/* Weight types as the settings say: `type` and `narrow` of o. */
+void ks_app_types(const ks_app *a, ks_store_opts *o);
 uint32_t ks_app_kv_type(const ks_config *c);
 
 /* The numbers of the engine as the settings say, for a plan: no device, no texts. After ks_app_model. */

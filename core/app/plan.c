@@ -37,7 +37,7 @@ int ks_plan_make(ks_app *a, ks_plan *ret, ks_err *err)
         return ks_fail(err, KS_E_CONFIG, "--context %lld: the model was made for at most %u tokens", (long long)context,
                        g->n_ctx);
     p.context = context ? (uint32_t)context : KS_MIN(g->n_ctx, KS_DEFAULT_CONTEXT);
-    ks_app_types(a, o.type);
+    ks_app_types(a, &o);
     int rc = ks_store_check(a->ckpt, a->model.specs, g->n_weights, &o, a->model.weights, err);
     if (rc) return rc;
     add_weights(g, &p);

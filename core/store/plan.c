@@ -247,6 +247,7 @@ static int choose_type(const planner *pl, ks_pweight *w, ks_err *err)
         w->exact = true;
         return 0;
     }
+    if (want == KS_T_I4 && pl->o->narrow && s->n_in <= KS_QUANT_GROUP_MAX) want = pl->o->narrow;
     w->w.type = want;
     /* Quantized sources hold numbers between those of bf16; who asks for bf16 asks for no further error. */
     if (want == KS_T_BF16 && wide && coded) w->w.type = KS_T_F32;

@@ -9,7 +9,6 @@
 #include <emmintrin.h>
 #include <math.h>
 
-#define GROUP_MAX 128u
 #define TINY 0x1p-100f /* below, a group is zero: its scale could not be inverted */
 
 /* The search (I4): scales s = amax / d, of both signs (the code range -8..7 is lopsided), then two neighbours
@@ -110,7 +109,7 @@ static uint16_t quant_group(uint32_t type, const float *x, uint32_t n, int8_t *c
     if (amax < TINY) return 0;
     float scale = amax / 127.0f;
     if (type == KS_T_I4) {
-        float y[GROUP_MAX];
+        float y[KS_QUANT_GROUP_MAX];
         int e = ilogbf(amax) + 1;
         float down = ldexpf(0.5f, -e) * 2.0f;                /* two steps: 2^-e alone may not be representable */
         for (uint32_t i = 0; i < n; i++) y[i] = x[i] * down; /* a power of two: exact, and squares cannot overflow */
@@ -193,8 +192,8 @@ void ks_quant_strip(uint32_t type, const float *const rows[16], uint32_t n_in, u
             continue;
         }
         for (uint32_t k = 0; k < n_in; k += group) {
-            int8_t codes[GROUP_MAX];
-            float tail[GROUP_MAX];
+            int8_t codes[KS_QUANT_GROUP_MAX];
+            float tail[KS_QUANT_GROUP_MAX];
             const float *x = rows[r] + k;
             if (n_in - k < group) { /* the padding takes part as zeros */
                 memset(tail, 0, sizeof tail);

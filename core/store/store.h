@@ -15,6 +15,7 @@ typedef struct ks_store ks_store;
 
 typedef struct ks_store_opts {
     uint32_t type[16];     /* by KS_CLS_: KS_T_I4, I8 or BF16 for matrices of that class */
+    uint32_t narrow;       /* the type of what would be I4 with rows of one group at most (128 columns); 0: I4 */
     bool rebuild;          /* --force-load */
     bool verify;           /* full hash of the source */
     bool no_cache;         /* build in memory only, leave no file (tests, tiny models) */
@@ -34,6 +35,7 @@ void ks_store_close(ks_store *s);
 uint64_t ks_store_bytes(const ks_store *s);
 bool ks_store_was_cached(const ks_store *s);
 
+#define KS_QUANT_GROUP_MAX 128u
 /* The group size for n_in columns: 128, 64 or 32, the largest that divides n_in padded to 32. */
 uint32_t ks_quant_group(uint32_t n_in);
 /* One strip: rows[i] (n_in floats; NULL: a padding row) -> T16 bytes. Pure; used by tests and the store. */

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include <krasis/json.h>
 #include <math.h>
+#include <stdio.h>
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -210,17 +211,22 @@ static double perplexity(ks_app *a, const int32_t *ids, uint32_t n)
     return exp(nll / (n - 1));
 }
 
-static void the_default_quantization_costs_little(void **state)
+static void heldout(char *ret, size_t cap)
 {
-    (void)state;
     const char *data = getenv("KRASIS_TEST_DATA");
-    char path[4096];
     if (!data || !*data) {
         print_message("skipped: the held-out text is not in the repository; set KRASIS_TEST_DATA to the folder that "
                       "has demo-model/heldout.txt\n");
         skip();
     }
-    (void)snprintf(path, sizeof path, "%s/demo-model/heldout.txt", data);
+    (void)snprintf(ret, cap, "%s/demo-model/heldout.txt", data);
+}
+
+static void the_default_quantization_costs_little(void **state)
+{
+    (void)state;
+    char path[4096];
+    heldout(path, sizeof path);
     double ppl[2];
     for (int quant = 0; quant < 2; quant++) {
         ks_config *c;
@@ -243,12 +249,46 @@ static void the_default_quantization_costs_little(void **state)
     assert_true(ppl[1] <= ppl[0] * 1.10); /* a short piece scatters; the whole text: docs/quality.md */
 }
 
+/* `krasis perplexity` over the held-out text as the reference has it: window 2,048, stride 1,024, 100,000 tokens. */
+static double whole_perplexity(const char *path, const char *flags)
+{
+    char cmd[6000], line[256];
+    double ppl = 0;
+    (void)snprintf(cmd, sizeof cmd, "%s/krasis perplexity --model-path %s --file '%s' --limit 100000 %s 2>/dev/null",
+                   KS_BUILD_DIR, MODEL, path, flags);
+    FILE *p = popen(cmd, "r");
+    assert_non_null(p);
+    const bool any = fgets(line, sizeof line, p) != NULL;
+    assert_int_equal(pclose(p), 0);
+    if (!any || sscanf(line, "{\"ppl\":%lf", &ppl) != 1) fail_msg("no figure from: %s", cmd);
+    return ppl;
+}
+
+/* The two figures of docs/quality.md. */
+static void perplexity_over_the_whole_text_is_as_documented(void **state)
+{
+    (void)state;
+    char path[4096], flags[512] = "";
+    heldout(path, sizeof path);
+    if (!KS_TEST_ALL) {
+        print_message("skipped: takes two minutes (KS_TEST_ALL=ON ./dev test)\n");
+        skip();
+    }
+    for (size_t i = 0, n = 0; i < KS_COUNT(exact); i++)
+        n += (size_t)snprintf(flags + n, sizeof flags - n, "--%s %s ", exact[i][0], exact[i][1]);
+    const double bf16 = whole_perplexity(path, flags), dflt = whole_perplexity(path, "");
+    print_message("perplexity: bf16 %.4f, default %.4f (%+.2f %%)\n", bf16, dflt, 100 * (dflt / bf16 - 1));
+    assert_true(fabs(bf16 - 37.26) <= 37.26 * 0.003);
+    assert_true(dflt <= bf16 * 1.04);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(log_probabilities_equal_the_reference),
         cmocka_unit_test(greedy_answers_equal_the_reference),
         cmocka_unit_test(the_default_quantization_costs_little),
+        cmocka_unit_test(perplexity_over_the_whole_text_is_as_documented),
     };
     return cmocka_run_group_tests_name("demo model", tests, NULL, NULL);
 }

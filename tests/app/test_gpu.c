@@ -281,10 +281,10 @@ static void expect_bits(int64_t bits, bool with_plugin, const char *const *setti
     ks_app a;
     ks_err err;
     ks_engine_opts o;
-    uint32_t types[16];
+    ks_store_opts so = { 0 };
     ok(choose(settings, n, with_plugin, &o, &a, &err), &err);
-    ks_app_types(&a, types);
-    assert_int_equal(types[KS_CLS_EXPERT], bits == 4 ? KS_T_I4 : bits == 8 ? KS_T_I8 : KS_T_BF16);
+    ks_app_types(&a, &so);
+    assert_int_equal(so.type[KS_CLS_EXPERT], bits == 4 ? KS_T_I4 : bits == 8 ? KS_T_I8 : KS_T_BF16);
     done(&a);
 }
 

@@ -91,6 +91,27 @@ static void check_reads_quantized_checkpoints(void **state)
     }
 }
 
+/* The model's own codes of 4 bits are exact: no more bits can be won. */
+static void narrow_experts_have_8_bits_unless_the_file_has_4(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *flags, *type;
+    } cases[] = { { "qwen3_moe", "", "i8" },
+                  { "qwen3_moe", "--narrow-expert-bits 4", "i4" },
+                  { "qwen3_moe", "--cpu-expert-bits 16", "bf16" },
+                  { "deepseek_v3_ct4", "", "i4" },
+                  { "gpt_oss_mxfp4", "", "mxfp4" } };
+    for (size_t i = 0; i < KS_COUNT(cases); i++) {
+        char args[256], want[64];
+        make_golden(cases[i].name, "quantized");
+        (void)snprintf(args, sizeof args, "plan --json %s --model-path quantized", cases[i].flags);
+        assert_int_equal(krasis(false, args), 0);
+        (void)snprintf(want, sizeof want, "{\"part\":\"expert\",\"type\":\"%s\"", cases[i].type);
+        assert_contains(out, want);
+    }
+}
+
 static void replace(const char *path, const char *what, const char *with)
 {
     char *text, *at;
@@ -236,6 +257,7 @@ int main(void)
     if (setenv("KRASIS_PLUGIN_PATH", KS_BUILD_DIR "/plugins", 1)) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(check_reads_quantized_checkpoints),
+        cmocka_unit_test(narrow_experts_have_8_bits_unless_the_file_has_4),
         cmocka_unit_test(check_tells_what_is_wrong_with_a_quantized_checkpoint),
         cmocka_unit_test(a_plan_has_parts_and_speeds),
         cmocka_unit_test(a_plan_tells_the_memory_of_a_gpu_also_without_one),

@@ -16,6 +16,7 @@ static void defaults_are_those_of_the_document(void **state)
         { "kv-dtype", "fp8_e4m3" },
         { "gpu-expert-bits", "4" },
         { "cpu-expert-bits", "4" },
+        { "narrow-expert-bits", "8" },
         { "attention-quant", "int8" },
         { "lm-head-quant", "int8" },
         { "dense-mlp-quant", "int8" },

@@ -22,7 +22,7 @@
 /* clang-format on */
 
 #define VOCAB 128u
-#define D 64u
+#define D 160u /* wide enough for experts of two types: gate and up INT4, down INT8 (--narrow-expert-bits) */
 #define MOST 30000u
 
 static int32_t ids[MOST];
@@ -106,6 +106,7 @@ static float *states_of(const char *dir, uint32_t n, const char *says, const cha
     ks_err err = { 0 };
     ok(open_app(dir, settings, &c, &a, &err), &err);
     assert_logged(says);
+    assert_int_equal(a.model.graph.d_model, D); /* not the folder of an older build of this test */
     *ret_n = (size_t)a.model.graph.n_taps * n * D;
     float *z = malloc(*ret_n * sizeof *z);
     assert_non_null(z);

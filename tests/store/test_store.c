@@ -274,6 +274,32 @@ static void banks_take_strided_rows_of_one_matrix(void **state)
     ks_ckpt_close(c);
 }
 
+/* Where 4 bits are asked for, rows of one group at most may have more; only those, and nothing else changes. */
+static void narrow_matrices_take_their_own_type(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t cols, asked, narrow, type;
+    } cases[] = { { 128, KS_T_I4, KS_T_I8, KS_T_I8 },    { 96, KS_T_I4, KS_T_I8, KS_T_I8 },
+                  { 160, KS_T_I4, KS_T_I8, KS_T_I4 },    { 128, KS_T_I4, KS_T_I4, KS_T_I4 },
+                  { 128, KS_T_I4, 0, KS_T_I4 },          { 128, KS_T_I8, KS_T_I4, KS_T_I8 },
+                  { 128, KS_T_BF16, KS_T_I8, KS_T_BF16 } };
+    for (size_t i = 0; i < KS_COUNT(cases); i++) {
+        ks_st_tensor t = util_tensor("m", "BF16", 2, 48, cases[i].cols, 0);
+        const ks_wpart p = { "m", 0, 48, 0, 0, 0, false };
+        const ks_wspec s = { "m", KS_CLS_EXPERT, 0, 1, 48, cases[i].cols, 1, &p, -1, 0, NULL };
+        ks_store_opts o = { .type = { [KS_CLS_EXPERT] = cases[i].asked }, .narrow = cases[i].narrow };
+        ks_weight w;
+        ks_err err;
+        util_fresh_dir(DIR);
+        util_write(DIR, "model.safetensors", &t, 1);
+        ks_ckpt *c = util_ckpt(registry, DIR);
+        assert_ok(ks_store_check(c, &s, 1, &o, &w, &err), &err);
+        assert_int_equal(w.type, cases[i].type);
+        ks_ckpt_close(c);
+    }
+}
+
 /* ---- refusals */
 
 static void expect_error(ks_ckpt *c, const ks_wspec *s, uint32_t n, const char *message)
@@ -453,6 +479,7 @@ int main(void)
         cmocka_unit_test(stacked_transposed_interleaved_experts_are_read),
         cmocka_unit_test(banks_take_strided_rows_of_one_matrix),
         cmocka_unit_test(wrong_checkpoints_are_refused_by_name),
+        cmocka_unit_test(narrow_matrices_take_their_own_type),
         cmocka_unit_test(specs_that_contradict_themselves_are_refused),
         cmocka_unit_test(a_golden_checkpoint_is_remade_bit_for_bit),
         cmocka_unit_test(the_demo_model_loads_as_it_is_stored),
