@@ -173,7 +173,6 @@ static int alloc_needs(cu_dev *d, const struct needs *n, ks_err *err)
     d->part_floats = (size_t)64 << 20 >> 2; /* 64 MB: as many spans as that holds go in parallel */
     if (!(d->meta = cu_alloc(d, d->meta_bytes, 1, CU_FOR_TABLES, err)) ||
         !(d->meta_host = cu_alloc_pinned(d, d->meta_bytes, 1, "the step's tables", err)) ||
-        !(d->embed = cu_alloc(d, d->piece_rows, n->embed_row, CU_FOR_ACTS, err)) ||
         !(d->embed_host = cu_alloc_pinned(d, d->bind.max_rows, n->embed_row, "embeddings", err)) ||
         !(d->out_host = cu_alloc_pinned(d, cu_min(d->bind.max_out, OUT_ROWS) * (size_t)d->g->n_vocab, sizeof(float),
                                         "logits", err)) ||

@@ -115,6 +115,7 @@ static int set_up(cu_dev *d, cu_plugin *plugin, uint64_t budget, ks_err *err)
                        d->index, d->name, p.major, p.minor);
     d->n_sms = (uint32_t)p.multiProcessorCount;
     d->shared_max = p.sharedMemPerBlockOptin;
+    d->early = d->opts->early && p.major >= 9;
     d->context = plugin->context[d->index];
     d->budget = cu_plan_budget(budget, free_bytes, d->context);
     if (budget > free_bytes + d->context)

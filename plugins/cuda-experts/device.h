@@ -36,6 +36,7 @@ typedef struct cu_options {
     int64_t patience; /* seconds that host and device wait for each other in a step */
     int32_t graphs;   /* steps of few rows are recorded (graph.c) */
     int32_t fuse;     /* neighbouring ops of steps of few rows are one launch (fuse.c) */
+    int32_t early;    /* kernels begin before the ones before them have ended (ptx.cuh) */
     int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
 } cu_options;
 
@@ -232,6 +233,7 @@ typedef struct cu_dev {
     struct cu_part parts[CU_PURPOSES];
     uint32_t share_rows; /* steps of fewer rows leave cold experts to the host, where it takes them */
     size_t shared_max;   /* a block's shared memory */
+    bool early;          /* asked for, and the device can */
     uint32_t n_sms;
     cudaStream_t compute, copy;
     struct cu_block *blocks;
@@ -249,7 +251,7 @@ typedef struct cu_dev {
     uint32_t tile_rows[CU_MAX_TILE_KINDS], n_tile_kinds; /* rows of attention's blocks */
     uint8_t *meta, *meta_host;
     size_t meta_bytes;
-    uint8_t *embed, *embed_host;
+    uint8_t *embed_host;
     float *out_host; /* logits of few rows on their way out, pinned */
     size_t out_bytes, meta_used;
     struct cu_graph graphs[CU_GRAPHS];
@@ -442,7 +444,7 @@ void cu_pieces_leave(cu_dev *d, const ks_batch *whole, int32_t input);
 
 /* step.c: the batch's tables on their way to the device */
 int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err); /* checks the batch, fills the host's side */
-int cu_step_send(cu_dev *d, ks_err *err);
+void cu_step_send(cu_dev *d);
 size_t cu_step_bytes(const cu_dev *d);
 
 /* fuse.c */

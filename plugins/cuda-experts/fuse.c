@@ -226,5 +226,5 @@ const ks_op *cu_route_before(const cu_dev *d, uint32_t experts)
     const ks_op *op = cu_op(d->g, experts), *route = at(d, experts - 1, KS_OP_ROUTE);
     bool few = d->step_rows <= CU_FEW_ROWS && d->step_rows * op->u.mlp.k <= CU_FEW_PAIRS && d->n_pieces == 1;
     if (!d->opts->fuse || !few || !route || route->out[0] != op->in[1]) return NULL;
-    return CU_ROUTE_BYTES(route->u.route.n_experts) * CU_FEW_ROWS / 2 <= d->shared_max ? route : NULL;
+    return cu_choose_bytes(CU_FEW_ROWS, route->u.route.n_experts) <= d->shared_max ? route : NULL;
 }

@@ -33,21 +33,24 @@ static __device__ __forceinline__ float2 two_weights(const uint8_t *strip, uint3
     return w;
 }
 
-/* Up to COLS rows: a block owns one strip; a thread one row of it over one span at a time, for all columns. All the
- * weights of a span are asked for before the first is used. */
-template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW_SPANS * 16) few_kernel(cu_matmul m)
+/* Up to COLS rows: a block owns ROWS of a strip's 16 outputs; a thread one of them over one span at a time, for all
+ * columns. All the weights of a span (half of it with COLS > 1) are asked for before the first is used. */
+template <bool BF16, uint32_t COLS, uint32_t ROWS>
+static __global__ void __launch_bounds__(FEW_SPANS * ROWS) few_kernel(cu_matmul m)
 {
-    __shared__ float part[FEW_SPANS][COLS][16];
-    CU_DYNAMIC_SHARED(float, xs);  /* (COLS, FEW_SPANS, X_ROW) */
-    constexpr uint32_t AHEAD = 32; /* pairs of weights */
-    uint32_t z = blockIdx.z, slot = threadIdx.x / 16, row = threadIdx.x % 16;
+    __shared__ float part[FEW_SPANS][COLS][ROWS];
+    CU_DYNAMIC_SHARED(float, xs);                  /* (COLS, FEW_SPANS, X_ROW) */
+    constexpr uint32_t AHEAD = COLS > 1 ? 32 : 64; /* pairs of weights */
+    uint32_t z = blockIdx.z, slot = threadIdx.x / ROWS, o = blockIdx.x * ROWS + threadIdx.x % ROWS, row = o % 16;
     cu_ref r;
+    let_next_begin();
+    if (m.refs) wait_for_stream(); /* else the weights are known, and set out before */
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * COLS;
     if (p0 >= r.n) return;
     uint32_t n = min(COLS, r.n - p0), n_spans = ceil_div(m.n_in, SPAN);
     bool folds = slot < n; /* then slot is the column */
-    const uint8_t *strip = r.w + blockIdx.x * m.strip_bytes;
+    const uint8_t *strip = r.w + o / 16 * m.strip_bytes;
     float total = 0;
     for (uint32_t s0 = 0; s0 < n_spans; s0 += FEW_SPANS) {
         uint32_t k0 = (s0 + slot) * SPAN, end = min(k0 + SPAN, m.n_in), c0 = s0 * SPAN;
@@ -55,10 +58,15 @@ template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW
 #pragma unroll
         for (uint32_t i = 0; i < AHEAD; i++)
             if (k0 + 2 * i < end) w[i] = two_weights<BF16>(strip, row, k0 + 2 * i);
-        for (uint32_t c = 0; c < n; c++)
-            for (uint32_t i = threadIdx.x; i < FEW_SPANS * SPAN && c0 + i < m.n_in; i += FEW_SPANS * 16)
-                xs[(c * FEW_SPANS + i / SPAN) * X_ROW + i % SPAN] =
-                    m.x[(size_t)input_row(m, r.begin + p0 + c, z) * m.x_stride + c0 + i];
+        if (!m.refs && s0 == 0) wait_for_stream();
+        for (uint32_t c = 0; c < n; c++) {
+            const float *x = m.x + (size_t)input_row(m, r.begin + p0 + c, z) * m.x_stride + c0;
+#pragma unroll
+            for (uint32_t j = 0; j < SPAN / ROWS; j++) {
+                uint32_t i = threadIdx.x + j * FEW_SPANS * ROWS;
+                if (c0 + i < m.n_in) xs[(c * FEW_SPANS + i / SPAN) * X_ROW + i % SPAN] = x[i];
+            }
+        }
         __syncthreads();
         float acc[COLS] = {};
 #pragma unroll
@@ -76,20 +84,24 @@ template <bool BF16, uint32_t COLS> static __global__ void __launch_bounds__(FEW
                     w[i] = two_weights<BF16>(strip, row, k0 + k + 2 * AHEAD);
             }
         }
-        for (uint32_t c = 0; c < COLS; c++) part[slot][c][row] = acc[c];
+        for (uint32_t c = 0; c < COLS; c++) part[slot][c][threadIdx.x % ROWS] = acc[c];
         __syncthreads();
         for (uint32_t i = 0; folds && i < FEW_SPANS && s0 + i < n_spans; i++)
-            total = __fadd_rn(total, part[i][slot][row]);
+            total = __fadd_rn(total, part[i][slot][threadIdx.x % ROWS]);
         __syncthreads();
     }
-    if (folds && blockIdx.x * 16 + row < m.n_out) store(m, r, z, r.begin + p0 + slot, blockIdx.x * 16 + row, total);
+    if (folds && o < m.n_out) store(m, r, z, r.begin + p0 + slot, o, total);
 }
 
+/* A router has few outputs: half a strip a block, which is what memory gives at once. */
 template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, cu_stream s)
 {
     size_t bytes = (size_t)COLS * FEW_SPANS * X_ROW * sizeof(float);
-    dim3 grid((m->n_out + 15) / 16, (m->n_rows + COLS - 1) / COLS, m->n_mat);
-    CU_LAUNCH((few_kernel<BF16, COLS>), grid, FEW_SPANS * 16, bytes, s)(*m);
+    uint32_t blocks = (m->n_rows + COLS - 1) / COLS, strips = (m->n_out + 15) / 16;
+    if (m->n_out <= NARROW)
+        CU_LAUNCH_EARLY((few_kernel<BF16, COLS, 8>), dim3(2 * strips, blocks, m->n_mat), FEW_SPANS * 8, bytes, s)(*m);
+    else
+        CU_LAUNCH_EARLY((few_kernel<BF16, COLS, 16>), dim3(strips, blocks, m->n_mat), FEW_SPANS * 16, bytes, s)(*m);
 }
 
 /* A thread owns 4 x 4 of a block's OUTS x ROWS; the next step's numbers are on their way while this one is added. */

@@ -79,7 +79,8 @@ static __device__ __forceinline__ void quantize_own(const cu_matmul &m, const cu
 
 /* OWN: the block quantizes its rows while its first weights are on their way. */
 template <uint32_t TYPE, uint32_t GROUP, bool OWN>
-static __global__ void __launch_bounds__(WARPS * 32, OWN ? 2 : 3) few_kernel(cu_matmul m, uint32_t per)
+static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || GROUP < 128) ? 2 : 3)
+    few_kernel(cu_matmul m, uint32_t per)
 {
     CU_DYNAMIC_SHARED(int8_t, own_q); /* with OWN: (rows, n_in), and the scales (rows, n_in / 128) */
     constexpr uint32_t TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32;
@@ -89,6 +90,8 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN ? 2 : 3) few_kernel(cu_
     uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t block = enter_matrix(m, per);
     cu_ref r;
+    let_next_begin();
+    if (m.refs) wait_for_stream(); /* else the weights are known, and set out before */
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * FEW;
     if (p0 >= r.n) return;
@@ -134,6 +137,7 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN ? 2 : 3) few_kernel(cu_
                 ws[i] = weight_scale<TYPE>(strips + task / groups * m.strip_bytes + scales_at,
                                            c0 / GROUP + task % groups, at % 16);
         }
+        if (!m.refs && c0 == 0) wait_for_stream();
         if (OWN && c0 == 0) {
             quantize_own(m, r, z, p0, n, own);
             __syncthreads();
@@ -192,11 +196,11 @@ template <uint32_t TYPE, bool OWN> static void launch_as(const cu_matmul *m, cu_
     uint32_t rows = m->n_rows < FEW ? m->n_rows : FEW, n_in = (m->n_in + 31) / 32 * 32;
     size_t bytes = OWN ? rows * (n_in + (n_in + 127) / 128 * sizeof(float)) : 0;
     if (m->group == 128)
-        CU_LAUNCH((few_kernel<TYPE, 128, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
+        CU_LAUNCH_EARLY((few_kernel<TYPE, 128, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
     else if (m->group == 64)
-        CU_LAUNCH((few_kernel<TYPE, 64, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
+        CU_LAUNCH_EARLY((few_kernel<TYPE, 64, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
     else
-        CU_LAUNCH((few_kernel<TYPE, 32, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
+        CU_LAUNCH_EARLY((few_kernel<TYPE, 32, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
 }
 
 template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)

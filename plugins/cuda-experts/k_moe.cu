@@ -4,11 +4,9 @@
 
 #define RUN 8u /* pairs that a thread sorts at once */
 #define NOBODY INT32_MIN
+static_assert(CU_CHOOSE_WARPS * 32 == CU_OFFER_THREADS, "a block offers what its warps have chosen");
 
-struct pair {
-    int32_t expert;
-    float weight;
-};
+typedef cu_pair pair;
 
 /* ---- routing: one warp a row, with the scores in shared memory */
 
@@ -33,23 +31,48 @@ static __device__ int32_t best_of(const float *v, uint32_t n, uint32_t lane)
     return at;
 }
 
+/* Numbers in their order as unsigned ones; 0: what is never chosen for its value. */
+static __device__ __forceinline__ uint32_t rank_of(float v)
+{
+    uint32_t u = __float_as_uint(v + 0.0f); /* there is one zero */
+    return v > -INFINITY ? u ^ (u >> 31 ? 0xffffffffu : 0x80000000u) : 0;
+}
+
+/* The best of this lane's numbers, the first of equal ones. */
+static __device__ __forceinline__ uint32_t own_best(const float *v, uint32_t n, uint32_t lane, uint32_t *ret_at)
+{
+    uint32_t best = 0;
+    *ret_at = UINT32_MAX;
+#pragma unroll 4
+    for (uint32_t i = lane; i < n; i += 32) {
+        uint32_t rank = rank_of(v[i]);
+        if (rank <= best) continue;
+        best = rank;
+        *ret_at = i;
+    }
+    return best;
+}
+
 /* As the CPU's: the k best, best first. What is left when only NaN and -inf remain goes in index order. */
 static __device__ void top_k(float *v, uint32_t n, uint32_t k, int32_t *ids, uint32_t lane)
 {
+    uint32_t own, best = own_best(v, n, lane, &own);
     for (uint32_t s = 0; s < k; s++) {
-        int32_t at = best_of(v, n, lane);
-        if (at == INT32_MAX) { /* rare: the first that is not taken */
+        uint32_t top = __reduce_max_sync(~0u, best),
+                 at = __reduce_min_sync(~0u, top && best == top ? own : UINT32_MAX);
+        if (!top) { /* rare: the first that is not taken */
             at = 0;
             for (bool again = true; again;) {
                 again = false;
-                for (uint32_t i = 0; i < s; i++) again = again || ids[i] == at;
+                for (uint32_t i = 0; i < s; i++) again = again || ids[i] == (int32_t)at;
                 if (again) at++;
             }
         }
         __syncwarp();
-        if (lane == 0) {
-            ids[s] = at;
+        if (lane == at % 32) {
+            ids[s] = (int32_t)at;
             v[at] = -INFINITY;
+            best = own_best(v, n, lane, &own);
         }
         __syncwarp();
     }
@@ -127,8 +150,8 @@ static __device__ void sparse_mix(const cu_route &a, const float *z, float *left
     }
 }
 
-/* shared: n_experts scores, choices, groups or weights; ids. */
-static __device__ void route_row(const cu_route &a, uint32_t row, float *shared, uint32_t lane)
+/* shared: n_experts scores, choices, groups or weights; ids. near: (k) what a.out gets, once more; NULL: not needed. */
+static __device__ void route_row(const cu_route &a, uint32_t row, pair *near, float *shared, uint32_t lane)
 {
     uint32_t n = a.n_experts, k = a.k;
     float *p = shared, *choice = p + n, *w = choice + n;
@@ -154,14 +177,16 @@ static __device__ void route_row(const cu_route &a, uint32_t row, float *shared,
         uint32_t at = 0;
         for (uint32_t j = 0; j < k; j++) at += ids[j] < ids[i];
         float v = a.flags & KS_ROUTE_NORM ? __fdiv_rn(w[i], div) : w[i];
-        ((pair *)a.out)[row * a.out_stride + at] = pair { ids[i], v * a.scale };
+        pair p = { ids[i], v * a.scale };
+        ((pair *)a.out)[row * a.out_stride + at] = p;
+        if (near) near[at] = p;
     }
 }
 
 static __global__ void __launch_bounds__(32) route_kernel(cu_route a)
 {
     CU_DYNAMIC_SHARED(float, shared);
-    route_row(a, blockIdx.x, shared, threadIdx.x);
+    route_row(a, blockIdx.x, nullptr, shared, threadIdx.x);
 }
 
 static cudaError_t make_room(const void *kernel, size_t bytes)
@@ -255,8 +280,9 @@ static __global__ void __launch_bounds__(256) place_kernel(cu_sort a)
     }
 }
 
-/* All three in one block, where there are few pairs (writing an answer): a thread an expert. */
-static __device__ void sort_few(const cu_sort &a)
+/* All three in one block, where there are few pairs (writing an answer): a thread an expert. near: begin once more,
+ * for the same block; NULL: not needed. */
+static __device__ void sort_few(const cu_sort &a, uint32_t *near)
 {
     __shared__ int32_t expert[CU_FEW_PAIRS];
     __shared__ uint32_t shared[8];
@@ -274,7 +300,8 @@ static __device__ void sort_few(const cu_sort &a)
         sum += all;
         if (e >= a.n_experts) continue;
         a.begin[e + 1] = to + n;
-        if (a.heat) a.heat[e] += n;
+        if (near) near[e + 1] = to + n;
+        if (a.heat && n) a.heat[e] += n;
         for (uint32_t i = 0; n && i < total; i++) {
             if (expert[i] != (int32_t)e) continue;
             a.pair_row[to] = i / a.k;
@@ -282,12 +309,14 @@ static __device__ void sort_few(const cu_sort &a)
             a.slot_pair[i] = to++;
         }
     }
-    if (threadIdx.x == 0) a.begin[0] = 0;
+    if (threadIdx.x) return;
+    a.begin[0] = 0;
+    if (near) near[0] = 0;
 }
 
 static __global__ void __launch_bounds__(256) sort_few_kernel(cu_sort a)
 {
-    sort_few(a);
+    sort_few(a, nullptr);
 }
 
 int cu_launch_sort(const cu_sort *a, cu_stream s)
@@ -350,32 +379,45 @@ void cu_launch_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t
     CU_LAUNCH(refs_kernel, 1, 256, 0, s)(begin, where, n_experts, refs, n_refs);
 }
 
-/* ---- all of it, for few rows: a warp routes a row, then the block goes on */
+/* ---- all of it, for few rows: a warp routes a row, then the block goes on. What one part hands to the next stays in
+ * shared memory, beside where others look for it. */
 
 static __global__ void __launch_bounds__(CU_OFFER_THREADS) choose_kernel(const __grid_constant__ cu_choose a)
 {
-    CU_DYNAMIC_SHARED(float, shared);
-    uint32_t warp = threadIdx.x / 32, n_warps = CU_OFFER_THREADS / 32;
-    float *mine = shared + warp * (CU_ROUTE_BYTES(a.route.n_experts) / sizeof *shared);
-    for (uint32_t row = warp; row < a.route.n_rows; row += n_warps) route_row(a.route, row, mine, threadIdx.x % 32);
+    CU_DYNAMIC_SHARED(pair, chosen); /* (CU_FEW_PAIRS), then each warp's scores, then begin */
+    uint32_t warp = threadIdx.x / 32, n_warps = CU_CHOOSE_WARPS, n_rows = a.route.n_rows, k = a.route.k;
+    size_t per = CU_ROUTE_BYTES(a.route.n_experts) / sizeof(float);
+    float *scores = (float *)(chosen + CU_FEW_PAIRS);
+    uint32_t *begin = (uint32_t *)(scores + min(n_rows, n_warps) * per);
+    let_next_begin();
+    wait_for_stream();
+    for (uint32_t row = warp; row < n_rows; row += n_warps)
+        route_row(a.route, row, chosen + row * k, scores + warp * per, threadIdx.x % 32);
     __syncthreads();
-    sort_few(a.sort);
+    cu_sort sort = a.sort;
+    sort.route = chosen;
+    sort.route_stride = k;
+    sort_few(sort, begin);
     __syncthreads();
-    if (a.how == CU_CHOOSE_OFFER)
-        offer(a.offer);
-    else if (a.how == CU_CHOOSE_REFS)
-        find_refs(a.sort.begin, a.offer.where, a.sort.n_experts, a.offer.refs, a.offer.n_refs);
+    if (a.how == CU_CHOOSE_OFFER) {
+        cu_offer o = a.offer;
+        o.begin = begin;
+        o.route = chosen;
+        o.route_stride = k;
+        offer(o);
+    } else if (a.how == CU_CHOOSE_REFS) {
+        find_refs(begin, a.offer.where, a.sort.n_experts, a.offer.refs, a.offer.n_refs);
+    }
 }
 
 int cu_launch_choose(const cu_choose *a, cu_stream s)
 {
     const cu_offer *o = &a->offer;
     if (a->route.n_rows) {
-        uint32_t warps = a->route.n_rows < CU_OFFER_THREADS / 32 ? a->route.n_rows : CU_OFFER_THREADS / 32;
-        size_t bytes = warps * CU_ROUTE_BYTES(a->route.n_experts);
+        size_t bytes = cu_choose_bytes(a->route.n_rows, a->route.n_experts);
         cudaError_t rc = make_room((const void *)choose_kernel, bytes);
         if (rc == cudaSuccess && a->how == CU_CHOOSE_OFFER) cu_launch_rows_out(o, s);
-        if (rc == cudaSuccess) CU_LAUNCH(choose_kernel, 1, CU_OFFER_THREADS, bytes, s)(*a);
+        if (rc == cudaSuccess) CU_LAUNCH_EARLY(choose_kernel, 1, CU_OFFER_THREADS, bytes, s)(*a);
         return (int)rc;
     }
     int rc = cu_launch_sort(&a->sort, s);

@@ -63,14 +63,20 @@ static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_cons
     __shared__ float shared[THREADS / 32];
     uint32_t slices = a.n / a.width, unit = blockIdx.x * (BLOCK / THREADS) + threadIdx.y, row = unit / slices,
              c0 = unit % slices * a.width;
-    if (row >= a.n_rows) return;
     const float *x = a.x.p + row * a.x.stride + c0;
     float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER], *out = rows + threadIdx.y * a.width;
+    let_next_begin();
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        w[j] = i < a.width && a.weight ? a.weight[(c0 + i) % a.w_width] : 1.0f;
+    }
+    wait_for_stream();
+    if (row >= a.n_rows) return;
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
         v[j] = i < a.width ? x[i] : 0.0f;
-        w[j] = i < a.width && a.weight ? a.weight[(c0 + i) % a.w_width] : 1.0f;
     }
     if (ROW) add_row<THREADS, PER>(b, row, v);
     if (a.kind == KS_NORM_LAYER) {
@@ -136,11 +142,11 @@ template <uint32_t THREADS, bool ROW> static void launch_row(const cu_row *a, ui
     const dim3 block(THREADS, BLOCK / THREADS);
     const size_t bytes = a->act.q ? BLOCK / THREADS * width * sizeof(float) : 0;
     if (width <= 4 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 4, ROW>), blocks, block, bytes, s)(*a);
+        CU_LAUNCH_EARLY((norm_kernel<THREADS, 4, ROW>), blocks, block, bytes, s)(*a);
     else if (width <= 8 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 8, ROW>), blocks, block, bytes, s)(*a);
+        CU_LAUNCH_EARLY((norm_kernel<THREADS, 8, ROW>), blocks, block, bytes, s)(*a);
     else if (width <= 32 * THREADS)
-        CU_LAUNCH((norm_kernel<THREADS, 32, ROW>), blocks, block, bytes, s)(*a);
+        CU_LAUNCH_EARLY((norm_kernel<THREADS, 32, ROW>), blocks, block, bytes, s)(*a);
     else
         CU_LAUNCH(wide_norm_kernel, units, BLOCK, 0, s)(a->norm);
 }
@@ -213,12 +219,14 @@ void cu_launch_glu(const cu_glu *a, cu_stream s)
 template <typename F> static __global__ void each_kernel(uint32_t n, F f)
 {
     uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+    let_next_begin();
+    wait_for_stream();
     if (i < n) f(blockIdx.x, i);
 }
 
 template <typename F> static void each(uint32_t n_rows, uint32_t n, cu_stream s, F f)
 {
-    if (n_rows && n) CU_LAUNCH(each_kernel<F>, dim3(n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s)(n, f);
+    if (n_rows && n) CU_LAUNCH_EARLY(each_kernel<F>, dim3(n_rows, (n + BLOCK - 1) / BLOCK), BLOCK, 0, s)(n, f);
 }
 
 struct add_fn {
@@ -373,6 +381,8 @@ static __global__ void __launch_bounds__(32) heads_kernel(const __grid_constant_
     const cu_head &h = a.of[i];
     uint32_t c0 = head * h.width;
     float *at = h.x.p + row * h.x.stride + c0;
+    let_next_begin();
+    wait_for_stream();
     for (uint32_t c = lane; c < h.width; c += 32) x[c] = at[c];
     __syncwarp();
     if (h.norm.width) norm_head(h.norm, c0, x);
@@ -389,5 +399,5 @@ void cu_launch_heads(const cu_heads *a, cu_stream s)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < CU_HEADS; i++) n += a->of[i].n_heads;
-    if (a->n_rows && n) CU_LAUNCH(heads_kernel, dim3(a->n_rows, n), 32, 0, s)(*a);
+    if (a->n_rows && n) CU_LAUNCH_EARLY(heads_kernel, dim3(a->n_rows, n), 32, 0, s)(*a);
 }

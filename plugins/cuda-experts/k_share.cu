@@ -66,6 +66,24 @@ void cu_launch_sum(const cu_sum *a, cu_stream s)
     CU_LAUNCH_WHEN(host_has_come, sum_kernel, grid, THREADS, 0, s)(*a);
 }
 
+/* ---- over the link without the copy engine */
+
+static __global__ void __launch_bounds__(THREADS) fetch_kernel(uint64_t *to, const uint64_t *from, size_t n)
+{
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    let_next_begin();
+    wait_for_stream();
+    if (i < n) to[i] = from[i];
+}
+
+void cu_launch_fetch(void *to, const void *from, size_t bytes, cu_stream s)
+{
+    size_t n = bytes / sizeof(uint64_t);
+    if (n)
+        CU_LAUNCH_EARLY(fetch_kernel, (uint32_t)((n + THREADS - 1) / THREADS), THREADS, 0, s)
+    ((uint64_t *)to, (const uint64_t *)from, n);
+}
+
 /* ---- the link's rate */
 
 /* Reads n pieces of 16 bytes where they lie. */

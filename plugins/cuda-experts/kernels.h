@@ -17,6 +17,8 @@ typedef struct CUstream_st *cu_stream;
 
 /* Kernels launched by this thread so far. */
 extern __thread uint64_t cu_n_launches;
+/* Kernels may begin before the ones before them have ended (ptx.cuh). Of the thread that launches. */
+extern __thread int cu_begin_early;
 
 /* Activations of quantized weights: ks_act, on the device. */
 typedef struct cu_act {
@@ -330,6 +332,13 @@ typedef struct cu_choose {
     cu_offer offer;
     uint32_t how, _pad;
 } cu_choose;
+#define CU_CHOOSE_WARPS 8u
+/* Shared memory of that launch with route.n_rows: the pairs, the scores of a row a warp, begin. */
+static inline size_t cu_choose_bytes(uint32_t n_rows, uint32_t n_experts)
+{
+    size_t warps = n_rows < CU_CHOOSE_WARPS ? n_rows : CU_CHOOSE_WARPS;
+    return CU_FEW_PAIRS * sizeof(cu_pair) + warps * CU_ROUTE_BYTES(n_experts) + (n_experts + 1) * sizeof(uint32_t);
+}
 int cu_launch_choose(const cu_choose *a, cu_stream s);
 
 /* y[row] = sum over the row's pairs on the device, in ascending order, of weight * x[pair], + mail_y[row] where the
@@ -359,6 +368,10 @@ typedef struct cu_row {
     cu_act act;   /* of norm.y; q NULL: none */
 } cu_row;
 void cu_launch_row(const cu_row *a, cu_stream s);
+
+/* From pinned memory of the host, a multiple of 8 bytes at addresses that are. By a kernel: a copy would queue up behind
+ * all the experts that the copy engine has been given before it. */
+void cu_launch_fetch(void *to, const void *from, size_t bytes, cu_stream s);
 
 /* Reads memory of the host or the device, for a rate. */
 void cu_launch_read(const uint8_t *p, size_t bytes, uint32_t *ret, cu_stream s);

@@ -52,20 +52,17 @@ static int gather_embeddings(cu_dev *d, const ks_batch *b, const ks_op *op, ks_e
     return 0;
 }
 
-/* Few rows are read over the link by the kernel that converts them: a copy would take longer to begin. */
+/* The kernel that converts them reads them over the link. */
 static int op_embed(cu_dev *d, const ks_op *op, ks_err *err)
 {
     const ks_weight *w = cu_gweight(d->g, op->w[0]);
-    size_t row = (size_t)w->n_in * ks_type_bits(w->type) / 8, bytes = d->batch->n_rows * row;
-    const uint8_t *host = d->embed_host + d->first_row * row;
-    atomic_fetch_add_explicit(&d->bytes_in, bytes, memory_order_relaxed);
-    if (d->batch->n_rows <= CU_FEW_ROWS) {
-        cu_launch_embed(host, w->type, d->regs[op->out[0]].r, op->f[0], d->batch->n_rows, w->n_in, d->compute);
-        return 0;
-    }
-    int rc = cu_check(d, cudaMemcpyAsync(d->embed, host, bytes, cudaMemcpyHostToDevice, d->compute), "embeddings", err);
-    if (!rc) cu_launch_embed(d->embed, w->type, d->regs[op->out[0]].r, op->f[0], d->batch->n_rows, w->n_in, d->compute);
-    return rc;
+    size_t row = (size_t)w->n_in * ks_type_bits(w->type) / 8;
+    uint32_t n = d->batch->n_rows;
+    (void)err;
+    atomic_fetch_add_explicit(&d->bytes_in, n * row, memory_order_relaxed);
+    cu_launch_embed(d->embed_host + d->first_row * row, w->type, d->regs[op->out[0]].r, op->f[0], n, w->n_in,
+                    d->compute);
+    return 0;
 }
 
 cu_norm cu_norm_of(const cu_dev *d, const ks_op *op)
@@ -581,7 +578,8 @@ static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, ui
 /* Everything a step puts on the compute stream. */
 int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
 {
-    int rc = cu_step_send(d, err);
+    int rc = 0;
+    cu_step_send(d);
     d->ex.pending = (cu_sum) { 0 };
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {
@@ -618,6 +616,7 @@ int cu_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_
     int rc = cu_check(d, cudaSetDevice(d->index), "choosing the device", err); /* of this thread */
     d->batch = b;
     d->step_rows = b->n_rows;
+    cu_begin_early = d->early;
     cu_share_choose(d);
     uint64_t launches = cu_n_launches;
     bool done = false;

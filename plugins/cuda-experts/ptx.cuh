@@ -11,8 +11,56 @@
 /* The same for a kernel that waits for the host: ready(arguments) says when it need not any more. The emulator asks it
  * before it runs the kernel, here the kernel spins. */
 #define CU_LAUNCH_WHEN(ready, kernel, grid, block, shared, stream) CU_LAUNCH(kernel, grid, block, shared, stream)
+/* The same for a kernel that may begin while the one before it in its stream still runs (programmatic dependent launch,
+ * compute capability 9.0 on, where cu_begin_early is set): on its way then are its blocks, its arguments and what it
+ * reads before wait_for_stream(). All of its threads call that before they touch anything that a kernel before it
+ * writes, or write anything that one reads; so what a kernel waits for has waited itself, back to the first. A kernel
+ * lets the next begin with let_next_begin(); otherwise that happens at its end. */
+#define CU_LAUNCH_EARLY(kernel, grid, block, shared, stream) \
+    ++cu_n_launches, cu_launch_early(kernel, grid, block, shared, stream)
 /* type *name: the launch's shared bytes. */
 #define CU_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+
+template <typename... P> struct cu_early {
+    void (*kernel)(P...);
+    dim3 grid, block;
+    size_t shared;
+    cudaStream_t stream;
+    template <typename... A> void operator()(const A &...a) const
+    {
+        cudaLaunchAttribute early = {};
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t c = {};
+        c.gridDim = grid;
+        c.blockDim = block;
+        c.dynamicSmemBytes = shared;
+        c.stream = stream;
+        c.attrs = &early;
+        c.numAttrs = cu_begin_early ? 1 : 0;
+        (void)cudaLaunchKernelEx(&c, kernel, P(a)...); /* as with <<<>>>, cudaGetLastError() tells */
+    }
+};
+
+template <typename... P>
+static inline cu_early<P...> cu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s)
+{
+    return { kernel, grid, block, shared, s };
+}
+
+static __device__ __forceinline__ void let_next_begin(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+static __device__ __forceinline__ void wait_for_stream(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 /* C += A B, one warp. A: 16 x 32 bytes, B: 32 x 8. */
 static __device__ __forceinline__ void mma_s8(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)

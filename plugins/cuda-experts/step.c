@@ -1,4 +1,4 @@
-/* What a batch says, as the kernels need it: packed into one pinned block and sent with one copy. [engine] */
+/* What a batch says, as the kernels need it: packed into one pinned block and sent at once. [engine] */
 #include "device.h"
 
 #include <string.h>
@@ -135,9 +135,8 @@ int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err)
     return 0;
 }
 
-int cu_step_send(cu_dev *d, ks_err *err)
+void cu_step_send(cu_dev *d)
 {
     atomic_fetch_add_explicit(&d->bytes_in, d->meta_used, memory_order_relaxed);
-    return cu_check(d, cudaMemcpyAsync(d->meta, d->meta_host, d->meta_used, cudaMemcpyHostToDevice, d->compute),
-                    "the step's tables", err);
+    cu_launch_fetch(d->meta, d->meta_host, d->meta_used, d->compute);
 }

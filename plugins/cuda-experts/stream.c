@@ -174,11 +174,7 @@ static int run_group(cu_dev *d, struct walk *k, ks_err *err)
     int rc = fill_group(d, k, &j, err);
     if (rc) return rc;
     if (j.n_mat) {
-        rc = cu_check(d,
-                      cudaMemcpyAsync(x->refs + k->ref, x->refs_host + k->ref, j.n_mat * sizeof *x->refs,
-                                      cudaMemcpyHostToDevice, d->compute),
-                      "routed pairs", err);
-        if (rc) return rc;
+        cu_launch_fetch(x->refs + k->ref, x->refs_host + k->ref, j.n_mat * sizeof *x->refs, d->compute);
         k->ref += j.n_mat;
         cu_products(d, &j);
     }

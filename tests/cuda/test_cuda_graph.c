@@ -22,7 +22,7 @@ static int set_up(void **state)
 
 static int open_with(fixture *f, const char *family, bool graphs, ks_err *err)
 {
-    options = (cu_options) { .resident = -1, .graphs = graphs, .fuse = true };
+    options = (cu_options) { .resident = -1, .graphs = graphs, .fuse = true, .early = true };
     emu.calls = 0;
     return fx_open(f, family, "ref", 1, KS_T_BF16, NULL, err);
 }

@@ -47,7 +47,7 @@ typedef struct fiber {
     void *sp;
     uint8_t *stack; /* its upper end; NULL: has not begun, or has ended */
     uint32_t index, n_cp, group;
-    bool ended;
+    bool ended, waited; /* waited: for the kernels before this one */
     emu_uint3 idx;
 } fiber;
 
@@ -259,6 +259,19 @@ void emu_collective(uint32_t mask, warp_fn fn, void *mine)
     if (b.order == 0) return;
     make_ready(b.now->index);
     to_scheduler();
+}
+
+void emu_wait_for_stream(void);
+void emu_check_waited(void);
+void emu_wait_for_stream(void)
+{
+    b.now->waited = true;
+}
+
+/* Of a kernel that may begin early, by each thread at its end. */
+void emu_check_waited(void)
+{
+    if (!b.now->waited) emu_fault("the kernel was launched early, and this thread ends without wait_for_stream()");
 }
 
 static void release_block(void)

@@ -59,6 +59,8 @@ void emu_launch(const char *name, const void *kernel, dim3 grid, dim3 block, siz
 uint64_t emu_clock_ns(void);
 cudaError_t emu_func_attribute(const void *kernel, enum cudaFuncAttribute a, int value);
 void *emu_dynamic_shared(void);
+void emu_wait_for_stream(void);
+void emu_check_waited(void);
 void emu_barrier(void);
 typedef void (*emu_warp_fn)(void *const *lanes, uint32_t mask);
 void emu_collective(uint32_t mask, emu_warp_fn fn, void *mine);
@@ -90,6 +92,11 @@ template <typename... P> struct emu_call {
         emu_call *c = (emu_call *)self;
         std::apply(c->kernel, c->args);
     }
+    static void run_early(void *self)
+    {
+        run(self);
+        emu_check_waited();
+    }
 };
 
 /* Whether the host has done what a kernel waits for. */
@@ -97,7 +104,7 @@ template <auto READY, typename... P> struct emu_when {
     static bool ready(void *self) { return std::apply(READY, ((emu_call<P...> *)self)->args); }
 };
 
-template <auto READY, typename... P> struct emu_launcher {
+template <auto READY, bool EARLY, typename... P> struct emu_launcher {
     const char *name;
     void (*kernel)(P...);
     dim3 grid, block;
@@ -109,13 +116,14 @@ template <auto READY, typename... P> struct emu_launcher {
         __builtin_clear_padding(&c); /* the runtime looks for stray pointers in it */
         bool (*ready)(void *) = nullptr;
         if constexpr (READY != nullptr) ready = emu_when<READY, P...>::ready;
-        emu_launch(name, (const void *)kernel, grid, block, shared, stream, emu_call<P...>::run, ready, &c, sizeof c);
+        void (*run)(void *) = EARLY ? emu_call<P...>::run_early : emu_call<P...>::run;
+        emu_launch(name, (const void *)kernel, grid, block, shared, stream, run, ready, &c, sizeof c);
     }
 };
 
-template <auto READY = nullptr, typename... P>
-static inline emu_launcher<READY, P...> emu_configure(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
-                                                      size_t shared, cudaStream_t s)
+template <auto READY = nullptr, bool EARLY = false, typename... P>
+static inline emu_launcher<READY, EARLY, P...> emu_configure(const char *name, void (*kernel)(P...), dim3 grid,
+                                                             dim3 block, size_t shared, cudaStream_t s)
 {
     return { name, kernel, grid, block, shared, s };
 }
@@ -124,11 +132,21 @@ static inline emu_launcher<READY, P...> emu_configure(const char *name, void (*k
     ++cu_n_launches, emu_configure(#kernel, kernel, grid, block, shared, stream)
 #define CU_LAUNCH_WHEN(ready, kernel, grid, block, shared, stream) \
     ++cu_n_launches, emu_configure<ready>(#kernel, kernel, grid, block, shared, stream)
+/* Never early here; but each thread must have waited when it ends. */
+#define CU_LAUNCH_EARLY(kernel, grid, block, shared, stream) \
+    ++cu_n_launches, emu_configure<nullptr, true>(#kernel, kernel, grid, block, shared, stream)
 #define CU_DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
 
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, enum cudaFuncAttribute a, int value)
 {
     return emu_func_attribute((const void *)kernel, a, value);
+}
+
+static inline void let_next_begin(void) {}
+
+static inline void wait_for_stream(void)
+{
+    emu_wait_for_stream();
 }
 
 /* ---- barriers, votes, shuffles */
@@ -185,6 +203,20 @@ template <typename T> static inline T __shfl_down_sync(uint32_t mask, T v, unsig
 {
     uint32_t in = emu_lane() & (uint32_t)(width - 1);
     return emu_shuffled(mask, v, in + by < (uint32_t)width ? emu_lane() + by : emu_lane());
+}
+
+static inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t v)
+{
+    for (int o = 16; o; o >>= 1) {
+        uint32_t u = __shfl_xor_sync(mask, v, o);
+        v = u > v ? u : v;
+    }
+    return v;
+}
+
+static inline uint32_t __reduce_min_sync(uint32_t mask, uint32_t v)
+{
+    return ~__reduce_max_sync(mask, ~v);
 }
 
 static inline uint32_t __ballot_sync(uint32_t mask, int yes)
