@@ -291,9 +291,6 @@ static void what_must_not_be_done_ends_the_process(void **state)
     };
     char said[4096];
     (void)state;
-#ifdef __SANITIZE_THREAD__
-    skip(); /* it does not follow fibers into a forked process */
-#endif
     assert_int_equal(ends(nothing_wrong, said, sizeof said), 0);
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
         int status = ends(tests[i].wrong, said, sizeof said);

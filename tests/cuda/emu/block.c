@@ -10,9 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#ifdef __SANITIZE_THREAD__
-#include <sanitizer/tsan_interface.h>
-#endif
 
 #define WARP 32u
 #define CP_MAX 64u
@@ -62,26 +59,9 @@ static struct {
     uint32_t n_free;
     uint32_t order; /* 0 first come, 1 last come, 2 any */
     bool late_copies;
-    void *scheduler, *tsan_scheduler;
+    void *scheduler;
     uint8_t *shared; /* dynamic */
 } b;
-
-#ifdef __SANITIZE_THREAD__
-static void *tsan_of(uint32_t fiber_index)
-{
-    static void *all[EMU_THREADS_MAX];
-    if (!all[fiber_index]) all[fiber_index] = __tsan_create_fiber(0);
-    return all[fiber_index];
-}
-#define tsan_switch(f) __tsan_switch_to_fiber(f, 0)
-#define tsan_here() __tsan_get_current_fiber()
-#define UNCOUNTED __attribute__((no_sanitize("thread")))
-#else
-#define UNCOUNTED
-#define tsan_of(fiber_index) NULL
-#define tsan_switch(f) ((void)(f))
-#define tsan_here() NULL
-#endif
 
 /* Saves what a called function must keep, and goes on where `to` was saved. */
 void emu_switch(void **ret_sp, void *to);
@@ -143,11 +123,8 @@ static uint32_t next(void)
     return i;
 }
 
-/* ThreadSanitizer has to know where it is; that fibers run one after another is in their order already. It notes calls
- * and returns by fiber, and one that ends never returns from here: its notes would pile up from block to block. */
-UNCOUNTED static void to_scheduler(void)
+static void to_scheduler(void)
 {
-    tsan_switch(b.tsan_scheduler);
     emu_switch(&b.now->sp, b.scheduler);
 }
 
@@ -194,7 +171,7 @@ void emu_cp_wait(uint32_t left)
 
 /* ---- fibers */
 
-UNCOUNTED static void fiber_main(void)
+static void fiber_main(void)
 {
     fiber *f = b.now;
     warp *w = &b.w[f->index / WARP];
@@ -303,7 +280,6 @@ static void run_block(void)
         if (!f->stack) begin(f);
         b.now = f;
         emu_thread_idx = f->idx;
-        tsan_switch(tsan_of(f->index));
         emu_switch(&b.scheduler, f->sp);
         b.now = NULL;
         if (!f->ended) continue;
@@ -387,7 +363,6 @@ void emu_run_grid(const emu_grid *g)
     uint64_t n = (uint64_t)g->grid.x * g->grid.y * g->grid.z, at = 0, step = 1;
     b.grid = g;
     b.n = g->block.x * g->block.y * g->block.z;
-    b.tsan_scheduler = tsan_here();
     emu_block_dim = g->block;
     emu_grid_dim = g->grid;
     b.order = emu.seed ? (uint32_t)(emu_random() % 3) : 0;
