@@ -2,7 +2,7 @@
 # runtime. nvcc is called by hand, so that the project stays one of C: no C++ link, no CUDA language to be found.
 # Sets KS_NVCC; empty: none was found, and what needs it is left out with a message.
 option(KS_CUDA "Build the CUDA plugin where nvcc is found" ON)
-set(KS_CUDA_ARCHS "90" CACHE STRING "GPU architectures; a release has 80;86;89;90;100;120")
+set(KS_CUDA_ARCHS "90a" CACHE STRING "GPU architectures; a release has 80;86;89;90a;100;120")
 
 set(KS_NVCC "")
 if(KS_CUDA AND NOT KS_SANITIZE AND NOT KS_FUZZ)
@@ -37,6 +37,7 @@ function(ks_add_cuda_objects name)
         list(APPEND flags -gencode=arch=compute_${arch},code=sm_${arch})
         set(last ${arch})
     endforeach()
+    string(REGEX REPLACE "[a-z]$" "" last "${last}") # what only 9.0 has runs nowhere else
     list(APPEND flags -gencode=arch=compute_${last},code=compute_${last}) # newer GPUs: compiled by the driver
     set(objects "")
     foreach(src ${A_SOURCES})

@@ -199,6 +199,77 @@ static void a_copy_in_the_background_comes_when_it_is_waited_for(void **state)
     ok(cudaFree(to));
 }
 
+/* Small integers: every sum of theirs is exact, in both formats. */
+static uint16_t small_number(int v, bool bf16)
+{
+    static const uint16_t f16[] = { 0, 0x3c00, 0x4000, 0x4200, 0x4400 }, b16[] = { 0, 0x3f80, 0x4000, 0x4040, 0x4080 };
+    return (uint16_t)((bf16 ? b16 : f16)[v < 0 ? -v : v] | (v < 0 ? 0x8000 : 0));
+}
+
+static uint32_t wrong_products(uint32_t n, bool bf16, uint32_t how, bool early)
+{
+    int a[64][32], b[32][128];
+    uint16_t ha[64 * 32], hb[32 * 128];
+    float c[64 * 128];
+    uint32_t x = n + how, wrong = 0;
+    for (uint32_t i = 0; i < 64 * 32; i++)
+        ha[i] = small_number(a[i / 32][i % 32] = (int)((x = x * 1664525u + 1013904223u) >> 24) % 9 - 4, bf16);
+    for (uint32_t i = 0; i < 32 * n; i++)
+        hb[i] = small_number(b[i / n][i % n] = (int)((x = x * 1664525u + 1013904223u) >> 24) % 9 - 4, bf16);
+    uint16_t *da = device(sizeof ha), *db = device(sizeof hb);
+    float *dc = device(sizeof c);
+    ok(cudaMemcpy(da, ha, sizeof ha, cudaMemcpyHostToDevice));
+    ok(cudaMemcpy(db, hb, 32 * n * sizeof *hb, cudaMemcpyHostToDevice));
+    emu_wg_product(da, db, dc, n, bf16, how, early, NULL);
+    ok(cudaMemcpy(c, dc, 64 * n * sizeof *c, cudaMemcpyDeviceToHost));
+    for (uint32_t i = 0; i < 64; i++)
+        for (uint32_t j = 0; j < n; j++) {
+            int sum = 0;
+            for (uint32_t k = 0; k < 32; k++) sum += a[i][k] * b[k][j];
+            wrong += c[i * n + j] != (float)sum;
+        }
+    ok(cudaFree(da));
+    ok(cudaFree(db));
+    ok(cudaFree(dc));
+    return wrong;
+}
+
+static void a_product_of_a_warpgroup_finds_its_factors_where_the_manual_says(void **state)
+{
+    uint32_t early = 0;
+    (void)state;
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        emu_seed(seed);
+        for (uint32_t i = 0; i < 12; i++)
+            assert_int_equal(wrong_products(i % 2 ? 128 : 64, i / 2 % 2, i / 4, false), 0);
+        early += wrong_products(64, false, EMU_WG_PLAIN, true);
+    }
+    emu_seed(0);
+    assert_true(early > 0);
+}
+
+static uint32_t wrong_hand_overs(bool early)
+{
+    enum { ROUNDS = 5 };
+    uint32_t *out = device(ROUNDS * 64 * 4), host[ROUNDS * 64], wrong = 0;
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        emu_seed(seed);
+        emu_hand_over(out, ROUNDS, early, NULL);
+        ok(cudaMemcpy(host, out, sizeof host, cudaMemcpyDeviceToHost));
+        for (uint32_t i = 0; i < ROUNDS * 64; i++) wrong += host[i] != i / 64 * 100 + 63 - i % 64;
+    }
+    emu_seed(0);
+    ok(cudaFree(out));
+    return wrong;
+}
+
+static void parts_of_a_block_wait_for_each_other(void **state)
+{
+    (void)state;
+    assert_int_equal(wrong_hand_overs(false), 0);
+    assert_true(wrong_hand_overs(true) > 0);
+}
+
 /* In a process of its own: how it ended, and what it said. */
 static int ends(void (*wrong)(void), char *said, size_t cap)
 {
@@ -246,6 +317,10 @@ static void not_aligned(void)
 {
     do_wrong(EMU_NOT_ALIGNED, 0);
 }
+static void phase_unended(void)
+{
+    do_wrong(EMU_PHASE_UNENDED, 0);
+}
 static void too_far(void)
 {
     do_wrong(EMU_TOO_FAR, 64);
@@ -283,6 +358,7 @@ static void what_must_not_be_done_ends_the_process(void **state)
         { part_of_a_warp, "waits for lanes 0000ffff, which have ended" },
         { part_of_a_block, "nobody can go on" },
         { not_aligned, "is not aligned" },
+        { phase_unended, "nobody can go on" },
         { kernel_gets_plain_memory, "which is plain memory of the host" },
         { too_far, NULL },
         { shared_too_far, NULL },
@@ -362,6 +438,8 @@ int main(void)
         cmocka_unit_test(lanes_exchange_as_the_manual_says),
         cmocka_unit_test(a_product_has_its_fragments_where_the_manual_says),
         cmocka_unit_test(a_copy_in_the_background_comes_when_it_is_waited_for),
+        cmocka_unit_test(a_product_of_a_warpgroup_finds_its_factors_where_the_manual_says),
+        cmocka_unit_test(parts_of_a_block_wait_for_each_other),
         cmocka_unit_test(what_must_not_be_done_ends_the_process),
         cmocka_unit_test(arguments_that_cannot_be_are_refused),
         cmocka_unit_test(a_lost_device_stays_lost),

@@ -13,6 +13,7 @@
 
 #define WARP 32u
 #define CP_MAX 64u
+#define PARTS 16u /* barriers of a block */
 #define KERNELS_MAX 256u
 #define SPOILED UINT64_C(0xffffffffffffffff) /* NaN, or an index that does not exist */
 #define PAGE ((size_t)4096)
@@ -21,9 +22,6 @@
 
 typedef void (*warp_fn)(void *const *lanes, uint32_t mask);
 
-typedef struct emu_uint3 {
-    unsigned int x, y, z;
-} emu_uint3;
 emu_uint3 emu_thread_idx, emu_block_idx;
 emu_dim emu_block_dim, emu_grid_dim;
 
@@ -59,6 +57,11 @@ static struct {
     uint32_t n_free;
     uint32_t order; /* 0 first come, 1 last come, 2 any */
     bool late_copies;
+    struct parked {
+        uint32_t fiber, parity;
+        const void *what;
+    } parked[EMU_THREADS_MAX]; /* that wait for a part of the block */
+    uint32_t n_parked, arrived[PARTS];
     void *scheduler;
     uint8_t *shared; /* dynamic */
 } b;
@@ -169,6 +172,84 @@ void emu_cp_wait(uint32_t left)
     if (b.now->group > left) do_copies(b.now, b.now->group - left);
 }
 
+bool emu_late(void)
+{
+    return b.late_copies;
+}
+
+/* ---- barriers of parts of a block */
+
+static void wait_for(const void *what, uint32_t parity)
+{
+    b.parked[b.n_parked++] = (struct parked) { b.now->index, parity, what };
+    to_scheduler();
+}
+
+/* Those that wait for it go on. */
+static void wake(const void *what, uint32_t parity)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b.n_parked; i++) {
+        if (b.parked[i].what == what && b.parked[i].parity == parity)
+            make_ready(b.parked[i].fiber);
+        else
+            b.parked[n++] = b.parked[i];
+    }
+    b.n_parked = n;
+}
+
+/* The kernel's eight bytes. */
+typedef struct phase {
+    uint16_t count, left;
+    uint32_t nth;
+} phase;
+
+void emu_phase_init(uint64_t *bar, uint32_t count);
+void emu_phase_init(uint64_t *bar, uint32_t count)
+{
+    phase p = { (uint16_t)count, (uint16_t)count, 0 };
+    if (!count || count > EMU_THREADS_MAX) emu_fault("a barrier of %u threads", count);
+    memcpy(bar, &p, sizeof p);
+}
+
+static phase phase_of(const uint64_t *bar)
+{
+    phase p;
+    memcpy(&p, bar, sizeof p);
+    if (!p.left || p.left > p.count || p.count > EMU_THREADS_MAX) emu_fault("a barrier that was not initialised");
+    return p;
+}
+
+void emu_phase_arrive(uint64_t *bar);
+void emu_phase_arrive(uint64_t *bar)
+{
+    phase p = phase_of(bar);
+    if (--p.left == 0) {
+        wake(bar, p.nth & 1u);
+        p.left = p.count;
+        p.nth++;
+    }
+    memcpy(bar, &p, sizeof p);
+}
+
+void emu_phase_wait(const uint64_t *bar, uint32_t parity);
+void emu_phase_wait(const uint64_t *bar, uint32_t parity)
+{
+    if ((phase_of(bar).nth & 1u) == parity) wait_for(bar, parity);
+}
+
+void emu_part_sync(uint32_t id, uint32_t n);
+void emu_part_sync(uint32_t id, uint32_t n)
+{
+    if (!id || id >= PARTS || !n || n % WARP) emu_fault("barrier %u of %u threads", id, n);
+    if (++b.arrived[id] < n) {
+        wait_for(&b.arrived[id], 0);
+        return;
+    }
+    b.arrived[id] = 0;
+    wake(&b.arrived[id], 0);
+}
+
 /* ---- fibers */
 
 static void fiber_main(void)
@@ -261,7 +342,9 @@ static void release_block(void)
 static void run_block(void)
 {
     uint32_t n_warps = (b.n + WARP - 1) / WARP;
-    b.first = b.n_ready = b.n_ended = b.n_waiting = 0;
+    b.first = b.n_ready = b.n_ended = b.n_waiting = b.n_parked = 0;
+    memset(b.arrived, 0, sizeof b.arrived);
+    emu_wg_begin();
     for (uint32_t i = 0; i < n_warps; i++)
         b.w[i] = (warp) { .lanes = b.n - i * WARP >= WARP ? ~0u : (1u << (b.n - i * WARP)) - 1 };
     emu_uint3 idx = { 0, 0, 0 };
@@ -286,6 +369,7 @@ static void run_block(void)
         b.free_stacks[b.n_free++] = f->stack;
         f->stack = NULL;
     }
+    emu_wg_end();
 }
 
 /* ---- shared memory: all static shared variables lie in this section (emu/CMakeLists.txt) */
@@ -333,15 +417,32 @@ void *emu_dynamic_shared(void)
 }
 
 /* Dynamic shared memory ends where its page ends: what a kernel reads beyond is not there. */
+static uint8_t *area;
+
 static void new_shared(size_t bytes)
 {
-    static uint8_t *area;
     if (!area) {
         area = mmap(NULL, SHARED_AREA + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (area == MAP_FAILED || mprotect(area + SHARED_AREA, PAGE, PROT_NONE)) emu_fault("out of memory");
     }
     b.shared = area + SHARED_AREA - (bytes + 15) / 16 * 16;
     memset(b.shared, (int)(SPOILED & 255u), (bytes + 15) / 16 * 16);
+}
+
+/* Of dynamic shared memory alone. */
+uint32_t emu_shared_address(const void *p);
+uint32_t emu_shared_address(const void *p)
+{
+    const uint8_t *at = p;
+    if (at < b.shared || at >= area + SHARED_AREA) emu_fault("%p is not in dynamic shared memory", p);
+    return (uint32_t)(at - area);
+}
+
+const uint8_t *emu_shared_at(uint32_t address)
+{
+    if (area + address < b.shared || address >= SHARED_AREA)
+        emu_fault("a product reads outside of the block's shared memory");
+    return area + address;
 }
 
 static uint64_t coprime_step(uint64_t n)

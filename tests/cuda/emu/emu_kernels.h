@@ -14,6 +14,10 @@ void emu_turn(uint32_t *x, bool racy, cudaStream_t s);
 void emu_lanes(uint32_t *out, cudaStream_t s);
 void emu_product(const int8_t *a, const int8_t *b, int32_t *c, cudaStream_t s);
 void emu_copy(const uint32_t *from, uint32_t *to, bool early, cudaStream_t s);
+enum { EMU_WG_PLAIN, EMU_WG_ROWS_ALONG_K, EMU_WG_ROWS_ALONG_N };
+void emu_wg_product(const uint16_t *a, const uint16_t *b, float *c, uint32_t n, bool bf16, uint32_t how, bool early,
+                    cudaStream_t s);
+void emu_hand_over(uint32_t *out, uint32_t n, bool early, cudaStream_t s); /* (n, 64) */
 
 enum {
     EMU_RIGHT,
@@ -22,6 +26,7 @@ enum {
     EMU_TOO_FAR,
     EMU_SHARED_TOO_FAR,
     EMU_NOT_ALIGNED,
+    EMU_PHASE_UNENDED,
 };
 /* x: 64 floats; n: the index of what is too far. */
 void emu_do_wrong(uint32_t how, float *x, uint32_t n, cudaStream_t s);

@@ -13,6 +13,11 @@ typedef struct emu_dim {
     uint32_t x, y, z;
 } emu_dim;
 
+typedef struct emu_uint3 {
+    unsigned int x, y, z;
+} emu_uint3;
+extern emu_uint3 emu_thread_idx;
+
 /* A kernel with its arguments, as queued. The arguments follow. */
 typedef struct emu_grid {
     const char *name;
@@ -28,6 +33,18 @@ typedef struct emu_grid {
 void emu_run_grid(const emu_grid *g);
 /* Ends the process. Inside a kernel it says which thread. */
 void emu_fault(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+
+/* Copies and products that run beside their thread are done when they are waited for, not before. */
+bool emu_late(void);
+const uint8_t *emu_shared_at(uint32_t address); /* what emu_shared_address() gave */
+
+/* warp.c */
+float emu_from_bf16(uint16_t h);
+float emu_from_f16(uint16_t h);
+
+/* wgmma.c: around each block */
+void emu_wg_begin(void);
+void emu_wg_end(void);
 
 /* memory.c */
 void emu_memory_open(void);                      /* kernels and copies may touch device memory */

@@ -77,7 +77,7 @@ void emu_do_mma_s8(void *const *lanes, uint32_t mask)
     }
 }
 
-static float bf16(uint16_t h)
+float emu_from_bf16(uint16_t h)
 {
     uint32_t u = (uint32_t)h << 16;
     float f;
@@ -85,7 +85,7 @@ static float bf16(uint16_t h)
     return f;
 }
 
-static float f16(uint16_t h)
+float emu_from_f16(uint16_t h)
 {
     uint32_t e = h >> 10 & 31u, m = h & 1023u;
     float f = e == 31 ? (m ? NAN : INFINITY) : e ? ldexpf((float)(1024 + m), (int)e - 25) : ldexpf((float)m, -24);
@@ -119,12 +119,12 @@ static void mma_16(void *const *lanes, uint32_t mask, float (*number)(uint16_t))
 
 void emu_do_mma_bf16(void *const *lanes, uint32_t mask)
 {
-    mma_16(lanes, mask, bf16);
+    mma_16(lanes, mask, emu_from_bf16);
 }
 
 void emu_do_mma_f16(void *const *lanes, uint32_t mask)
 {
-    mma_16(lanes, mask, f16);
+    mma_16(lanes, mask, emu_from_f16);
 }
 
 struct ldmatrix {
