@@ -19,6 +19,12 @@ int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err)
     return ks_fail(err, KS_E_DEVICE, "%s", d->why);
 }
 
+int cu_fetch(cu_dev *d, void *to, const void *from, size_t bytes, ks_err *err)
+{
+    cu_launch_fetch(to, from, bytes, d->compute);
+    return cu_check(d, cudaGetLastError(), "sending a table", err);
+}
+
 int cu_wait(cu_dev *d, const char *what, ks_err *err)
 {
     uint64_t t0 = cu_now_ns();

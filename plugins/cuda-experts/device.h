@@ -332,6 +332,8 @@ static inline float *cu_vector(const cu_dev *d, int32_t w)
 
 /* device.c: 0, or KS_E_DEVICE with what failed; retires the device. */
 int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err);
+/* A table from pinned memory; if it will not come, nothing that reads it may be launched. */
+int cu_fetch(cu_dev *d, void *to, const void *from, size_t bytes, ks_err *err);
 /* Waits for the compute stream, and counts how long. */
 int cu_wait(cu_dev *d, const char *what, ks_err *err);
 int cu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks_err *err);
@@ -444,7 +446,7 @@ void cu_pieces_leave(cu_dev *d, const ks_batch *whole, int32_t input);
 
 /* step.c: the batch's tables on their way to the device */
 int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err); /* checks the batch, fills the host's side */
-void cu_step_send(cu_dev *d);
+int cu_step_send(cu_dev *d, ks_err *err);
 size_t cu_step_bytes(const cu_dev *d);
 
 /* fuse.c */

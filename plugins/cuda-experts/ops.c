@@ -578,8 +578,7 @@ static int run_piece(cu_dev *d, uint32_t piece, uint32_t begin, uint32_t end, ui
 /* Everything a step puts on the compute stream. */
 int cu_launch_ops(cu_dev *d, const ks_batch *b, uint32_t op_begin, uint32_t op_end, ks_err *err)
 {
-    int rc = 0;
-    cu_step_send(d);
+    int rc = cu_step_send(d, err);
     d->ex.pending = (cu_sum) { 0 };
     for (uint32_t i = 0; i < d->n_acts; i++) d->regs[d->acts[i]].act_valid = false;
     for (uint32_t i = op_begin, end; i < op_end && !rc; i = end) {

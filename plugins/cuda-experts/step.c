@@ -135,8 +135,8 @@ int cu_step_begin(cu_dev *d, const ks_batch *b, ks_err *err)
     return 0;
 }
 
-void cu_step_send(cu_dev *d)
+int cu_step_send(cu_dev *d, ks_err *err)
 {
     atomic_fetch_add_explicit(&d->bytes_in, d->meta_used, memory_order_relaxed);
-    cu_launch_fetch(d->meta, d->meta_host, d->meta_used, d->compute);
+    return cu_fetch(d, d->meta, d->meta_host, d->meta_used, err);
 }

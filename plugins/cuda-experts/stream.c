@@ -174,7 +174,8 @@ static int run_group(cu_dev *d, struct walk *k, ks_err *err)
     int rc = fill_group(d, k, &j, err);
     if (rc) return rc;
     if (j.n_mat) {
-        cu_launch_fetch(x->refs + k->ref, x->refs_host + k->ref, j.n_mat * sizeof *x->refs, d->compute);
+        rc = cu_fetch(d, x->refs + k->ref, x->refs_host + k->ref, j.n_mat * sizeof *x->refs, err);
+        if (rc) return rc;
         k->ref += j.n_mat;
         cu_products(d, &j);
     }

@@ -223,6 +223,28 @@ static void every_failed_call_is_an_error_and_leaves_nothing_behind(void **state
     assert_true(failed > 50 && retired > 5);
 }
 
+/* Without its tables a kernel would follow whatever pointers and positions lie there. */
+static void what_reads_a_table_that_did_not_come_is_not_launched(void **state)
+{
+    ks_err err;
+    uint32_t n = 1, tables = 0;
+    (void)state;
+    for (bool more = true; more; n++) {
+        fixture f;
+        must(open_with(&f, 0, 2, &err), &err);
+        emu.calls = 0;
+        emu.fail_at = n;
+        uint64_t before = emu.n_launches;
+        int rc = step(&f, 1, &err);
+        more = emu.calls >= n;
+        emu.fail_at = 0;
+        if (rc && strstr(err.msg, "sending a table failed") && tables++ == 0)
+            assert_int_equal(emu.n_launches, before); /* the step's, for all its kernels */
+        fx_close(&f);
+    }
+    assert_true(tables > 1); /* and those of experts */
+}
+
 /* Launches of a step of one row, all experts resident: each costs some microseconds, whatever it computes. */
 static void a_row_needs_no_more_launches_than_it_did(void **state)
 {
@@ -260,6 +282,7 @@ int main(void)
         cmocka_unit_test(too_little_memory_says_what_did_not_fit),
         cmocka_unit_test(a_row_needs_no_more_launches_than_it_did),
         cmocka_unit_test(every_failed_call_is_an_error_and_leaves_nothing_behind),
+        cmocka_unit_test(what_reads_a_table_that_did_not_come_is_not_launched),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
