@@ -36,7 +36,7 @@ static __device__ __forceinline__ float2 two_weights(const uint8_t *strip, uint3
 /* Up to COLS rows: a block owns ROWS of a strip's 16 outputs; a thread one of them over one span at a time, for all
  * columns. All the weights of a span (half of it with COLS > 1) are asked for before the first is used. */
 template <bool BF16, uint32_t COLS, uint32_t ROWS>
-static __global__ void __launch_bounds__(FEW_SPANS * ROWS) few_kernel(cu_matmul m)
+static __global__ void __launch_bounds__(FEW_SPANS *ROWS) few_kernel(cu_matmul m)
 {
     __shared__ float part[FEW_SPANS][COLS][ROWS];
     CU_DYNAMIC_SHARED(float, xs);                  /* (COLS, FEW_SPANS, X_ROW) */

@@ -58,8 +58,7 @@ static __device__ void top_k(float *v, uint32_t n, uint32_t k, int32_t *ids, uin
 {
     uint32_t own, best = own_best(v, n, lane, &own);
     for (uint32_t s = 0; s < k; s++) {
-        uint32_t top = __reduce_max_sync(~0u, best),
-                 at = __reduce_min_sync(~0u, top && best == top ? own : UINT32_MAX);
+        uint32_t top = __reduce_max_sync(~0u, best), at = __reduce_min_sync(~0u, top && best == top ? own : UINT32_MAX);
         if (!top) { /* rare: the first that is not taken */
             at = 0;
             for (bool again = true; again;) {

@@ -79,8 +79,7 @@ static __global__ void __launch_bounds__(THREADS) fetch_kernel(uint64_t *to, con
 void cu_launch_fetch(void *to, const void *from, size_t bytes, cu_stream s)
 {
     size_t n = bytes / sizeof(uint64_t);
-    if (n)
-        CU_LAUNCH_EARLY(fetch_kernel, (uint32_t)((n + THREADS - 1) / THREADS), THREADS, 0, s)
+    if (n) CU_LAUNCH_EARLY(fetch_kernel, (uint32_t)((n + THREADS - 1) / THREADS), THREADS, 0, s)
     ((uint64_t *)to, (const uint64_t *)from, n);
 }
 

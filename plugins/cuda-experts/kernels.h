@@ -369,8 +369,8 @@ typedef struct cu_row {
 } cu_row;
 void cu_launch_row(const cu_row *a, cu_stream s);
 
-/* From pinned memory of the host, a multiple of 8 bytes at addresses that are. By a kernel: a copy would queue up behind
- * all the experts that the copy engine has been given before it. */
+/* From pinned memory of the host, a multiple of 8 bytes at addresses that are. By a kernel: a copy would queue up
+ * behind all the experts that the copy engine has been given before it. */
 void cu_launch_fetch(void *to, const void *from, size_t bytes, cu_stream s);
 
 /* Reads memory of the host or the device, for a rate. */
