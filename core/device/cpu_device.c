@@ -388,6 +388,9 @@ static int check_seq(const ks_cpu_dev *d, const ks_batch *b, uint32_t i, uint32_
             return ks_fail(err, KS_E_INVAL, "sequence %u names page %u of %u", i, s->pages[p], d->bind.n_pages);
     if (d->bind.n_slots && s->slot >= d->bind.n_slots)
         return ks_fail(err, KS_E_INVAL, "sequence %u names slot %u of %u", i, s->slot, d->bind.n_slots);
+    if (s->keep > d->bind.n_slots)
+        return ks_fail(err, KS_E_INVAL, "sequence %u keeps its state in slot %u of %u", i, s->keep - 1,
+                       d->bind.n_slots);
     return 0;
 }
 
@@ -574,6 +577,7 @@ static int cpu_heat(void *dev, uint64_t *ret_counts, ks_err *err)
 
 const ks_device_iface ks_cpu_device_iface = {
     .size = sizeof(ks_device_iface),
+    .flags = KS_DEVICE_RUNS,
     .list = cpu_list,
     .open = cpu_open,
     .close = cpu_close,

@@ -166,6 +166,11 @@ static void unbind(struct split_dev *d)
     d->uses_rest = d->rest_ops = false;
 }
 
+static bool has_memory(const ks_graph *g, const ks_op *op)
+{
+    return op->state >= 0 && (uint32_t)op->state < g->n_states && g->states[op->state].kind == KS_STATE_RECURRENT;
+}
+
 static int choose(struct split_dev *d, const ks_bind *b, ks_err *err)
 {
     const ks_graph *g = b->graph;
@@ -177,6 +182,7 @@ static int choose(struct split_dev *d, const ks_bind *b, ks_err *err)
                  : ks_fail(err, KS_E_NOMEM, "out of memory for the plan of two devices");
     for (uint32_t i = 0; i < 2 && !rc; i++) rc = d->iface[i]->lower(d->dev[i], g, b->kv_type, ok[i], err);
     for (uint32_t i = b->op_begin; i < b->op_end && !rc; i++) {
+        if (has_memory(g, &g->ops[i]) && !(d->iface[MAIN]->flags & KS_DEVICE_RUNS)) ok[MAIN][i] = 0;
         d->where[i] = ok[MAIN][i] ? MAIN : REST;
         d->rest_ops |= !ok[MAIN][i];
         if (!ok[MAIN][i] && !ok[REST][i])
@@ -419,6 +425,7 @@ void ks_split_counts(const void *dev, uint32_t *ret_rest_ops, uint32_t *ret_move
 
 const ks_device_iface ks_split_device_iface = {
     .size = sizeof(ks_device_iface),
+    .flags = KS_DEVICE_RUNS,
     .list = split_list,
     .open = split_open,
     .close = split_close,

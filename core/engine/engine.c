@@ -302,6 +302,12 @@ static int plan(ks_engine *e, ks_err *err)
     return 0;
 }
 
+/* Of a step: a prompt whose state is kept on the way is two. */
+static uint32_t max_seqs(const ks_engine *e)
+{
+    return e->recurrent ? 2 * e->max_running : e->max_running;
+}
+
 static ks_bind bind_of(const ks_engine *e)
 {
     return (ks_bind) { .size = (uint32_t)sizeof(ks_bind),
@@ -314,7 +320,7 @@ static ks_bind bind_of(const ks_engine *e)
                        .n_slots = e->recurrent ? e->max_running + KS_SNAPSHOTS + KS_EVAL_SEQS : 1,
                        .max_rows = e->step_tokens,
                        .max_out = e->max_out,
-                       .max_seqs = e->max_running + 1,
+                       .max_seqs = max_seqs(e),
                        .host_places = !ks__hot_wanted(e)             ? KS_PLACES_DEVICE
                                       : e->o.place == KS_PLACE_ADAPT ? KS_PLACES_BY_RATE
                                                                      : KS_PLACES_HOST,
@@ -345,7 +351,7 @@ static int allocate(ks_engine *e, ks_err *err)
     e->ids = ks_calloc(rows, sizeof *e->ids);
     e->pos = ks_calloc(rows, sizeof *e->pos);
     e->out_rows = ks_calloc(rows, sizeof *e->out_rows);
-    e->seqs = ks_calloc(e->max_running + 1, sizeof *e->seqs);
+    e->seqs = ks_calloc(max_seqs(e), sizeof *e->seqs);
     e->running = ks_calloc(e->max_running + 1, sizeof *e->running);
     e->logits = ks_calloc((size_t)e->max_out, (size_t)e->g->n_vocab * sizeof *e->logits);
     size_t n_threads = e->o.pool ? ks_pool_threads(e->o.pool) : 1; /* at most 1024: no overflow with a vocabulary */

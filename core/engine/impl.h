@@ -36,6 +36,7 @@ typedef struct ks_answer {
     uint64_t order; /* of admission: the youngest is preempted first */
     bool started, ended, waiting;
     uint32_t row, n_rows, out, n_out; /* its share of the current step */
+    struct ks_snapshot *snap;         /* that this step fills, or NULL */
     int32_t pick;                     /* the token after it, if it holds the last one; by pick.c */
     float pick_lp;                    /* its log-probability, and the best ones, if wanted */
     ks_cand pick_top[KS_TOP_MAX];
@@ -68,6 +69,7 @@ typedef struct ks_snapshot {
     uint64_t used; /* 0: empty */
     uint32_t slot;
 } ks_snapshot;
+#define KS_SNAP_FILLING UINT64_MAX /* by the current step */
 
 /* Which experts stay on the device. Under step_mu. */
 typedef struct ks_hot {

@@ -123,6 +123,37 @@ static ks_snapshot *snapshot_find(ks_engine *e, ks_hash128 key)
     return NULL;
 }
 
+/* The end of the last whole page of a prompt that later requests may begin with: one token's logits are needed. */
+static uint32_t border_of(const ks_answer *a)
+{
+    return (a->n_prompt - 1) / KS_PAGE_TOK * KS_PAGE_TOK;
+}
+
+/* If this step gets to the border of a's prompt, the state there is kept for later requests that begin alike; what it
+ * is kept in, or NULL. */
+static ks_snapshot *snapshot_take(ks_engine *e, const ks_answer *a)
+{
+    const uint32_t border = border_of(a);
+    if (!e->recurrent || border <= a->n_done || border > a->n_done + a->n_rows) return NULL;
+    ks_hash128 key = a->key;
+    for (uint32_t n = a->n_keyed; n < border / KS_PAGE_TOK; n++)
+        key = ks_page_key(n ? &key : NULL, a->tok + (size_t)n * KS_PAGE_TOK);
+    if (snapshot_find(e, key)) return NULL;
+    ks_snapshot *oldest = &e->snaps[0];
+    for (uint32_t i = 1; i < e->n_snaps; i++)
+        if (e->snaps[i].used < oldest->used) oldest = &e->snaps[i];
+    if (oldest->used == KS_SNAP_FILLING) return NULL;
+    oldest->key = key;
+    oldest->used = KS_SNAP_FILLING;
+    return oldest;
+}
+
+static void snapshots_failed(ks_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_snaps; i++)
+        if (e->snaps[i].used == KS_SNAP_FILLING) e->snaps[i].used = 0;
+}
+
 /* Takes over the pages of the longest known prefix, short of the last token, whose logits are needed. With recurrent
  * state only as far as a snapshot of it was kept. */
 static int reuse_prefix(ks_engine *e, ks_answer *a, ks_err *err)
@@ -213,16 +244,6 @@ static bool provide_pages(ks_engine *e, ks_answer *a, uint32_t end)
     return true;
 }
 
-/* How many rows this answer gets of `share`. With recurrent state a piece ends at the last page border of the
- * prompt, where a snapshot is taken for later requests that begin alike. */
-static uint32_t piece(const ks_engine *e, const ks_answer *a, uint32_t share)
-{
-    uint32_t left = a->n_tok - a->n_done, n = KS_MIN(left, share);
-    uint32_t border = (a->n_prompt - 1) / KS_PAGE_TOK * KS_PAGE_TOK;
-    if (e->recurrent && a->n_done < border && a->n_done + n > border) n = border - a->n_done;
-    return n;
-}
-
 static bool wants_prompt_logits(const ks_answer *a)
 {
     return a->job->rq.echo && a->emit.want_tokens && a->n_echoed < a->n_prompt;
@@ -245,7 +266,7 @@ static void deal_rows(ks_engine *e)
         bool decode = a->n_tok - a->n_done == 1;
         uint32_t n = 1;
         if (!decode) {
-            n = piece(e, a, KS_MAX(left / n_prefill, KS_MIN(left, 16)));
+            n = KS_MIN(a->n_tok - a->n_done, KS_MAX(left / n_prefill, KS_MIN(left, 16)));
             if (wants_prompt_logits(a)) {
                 n = KS_MIN(n, out_left);
                 out_left -= n;
@@ -262,6 +283,24 @@ static void deal_rows(ks_engine *e)
     }
 }
 
+/* Tokens [from, to) of a; keep: as in ks_seq. */
+static void add_run(ks_engine *e, ks_batch *b, const ks_answer *a, uint32_t from, uint32_t to, uint32_t keep)
+{
+    const bool echo = wants_prompt_logits(a);
+    e->seqs[b->n_seqs++] = (ks_seq) { .row = b->n_rows,
+                                      .n_rows = to - from,
+                                      .pos = from,
+                                      .slot = a->slot == KS_NO_SLOT ? 0 : a->slot,
+                                      .pages = a->pages,
+                                      .n_pages = a->n_pages,
+                                      .keep = keep };
+    for (uint32_t p = from; p < to; p++) {
+        if (echo || p + 1 == a->n_tok) e->out_rows[b->n_out++] = b->n_rows;
+        e->ids[b->n_rows] = a->tok[p];
+        e->pos[b->n_rows++] = p;
+    }
+}
+
 static void fill_batch(ks_engine *e, ks_batch *b)
 {
     *b = (ks_batch) { .size = (uint32_t)sizeof *b,
@@ -274,46 +313,27 @@ static void fill_batch(ks_engine *e, ks_batch *b)
     for (uint32_t i = 0; i < e->n_running; i++) {
         ks_answer *a = e->running[i];
         if (!a->n_rows) continue;
-        bool echo = wants_prompt_logits(a);
-        uint32_t end = a->n_done + a->n_rows;
+        uint32_t end = a->n_done + a->n_rows, cut = a->n_done;
         a->row = b->n_rows;
         a->out = b->n_out;
-        e->seqs[b->n_seqs++] = (ks_seq) { .row = b->n_rows,
-                                          .n_rows = a->n_rows,
-                                          .pos = a->n_done,
-                                          .slot = a->slot == KS_NO_SLOT ? 0 : a->slot,
-                                          .pages = a->pages,
-                                          .n_pages = a->n_pages };
-        for (uint32_t p = a->n_done; p < end; p++) {
-            if (echo || p + 1 == a->n_tok) e->out_rows[b->n_out++] = b->n_rows;
-            e->ids[b->n_rows] = a->tok[p];
-            e->pos[b->n_rows++] = p;
-        }
+        a->snap = snapshot_take(e, a);
+        if (a->snap) add_run(e, b, a, a->n_done, cut = border_of(a), a->snap->slot + 1);
+        if (cut < end) add_run(e, b, a, cut, end, 0);
         a->n_out = b->n_out - a->out;
     }
 }
 
 /* ---- after the run */
 
-static int publish_pages(ks_engine *e, ks_answer *a, ks_err *err)
+static void publish_pages(ks_engine *e, ks_answer *a)
 {
     while ((a->n_keyed + 1) * KS_PAGE_TOK <= a->n_done) {
         a->key = ks_page_key(a->n_keyed ? &a->key : NULL, a->tok + (size_t)a->n_keyed * KS_PAGE_TOK);
         ks_pages_publish(&e->pages, a->pages[a->n_keyed], a->key);
         a->n_keyed++;
     }
-    if (!e->recurrent || a->n_done % KS_PAGE_TOK || a->n_done == 0 ||
-        a->n_done != (a->n_prompt - 1) / KS_PAGE_TOK * KS_PAGE_TOK || snapshot_find(e, a->key))
-        return 0;
-    ks_snapshot *oldest = &e->snaps[0];
-    for (uint32_t i = 1; i < e->n_snaps; i++)
-        if (e->snaps[i].used < oldest->used) oldest = &e->snaps[i];
-    oldest->used = 0;
-    int rc = e->o.device->copy_slot(e->dev, oldest->slot, a->slot, err);
-    if (rc) return rc;
-    oldest->key = a->key;
-    oldest->used = ++e->admissions;
-    return 0;
+    if (a->snap) a->snap->used = ++e->admissions;
+    a->snap = NULL;
 }
 
 static bool is_eos(const ks_engine *e, int32_t id)
@@ -391,7 +411,7 @@ static int32_t after_run(ks_engine *e, ks_answer *a, ks_err *err)
 {
     uint32_t first = a->n_done;
     a->n_done += a->n_rows;
-    if (publish_pages(e, a, err)) return KS_FINISH_ERROR;
+    publish_pages(e, a);
     if (a->job->rq.echo && a->n_echoed < a->n_prompt && (a->n_done >= a->n_prompt || a->emit.want_tokens)) {
         int rc = echo_prompt(e, a, first, err);
         if (rc < 0) return KS_FINISH_ERROR;
@@ -429,6 +449,7 @@ bool ks__step(ks_engine *e)
     int rc = e->o.device->run(e->dev, &b, 0, e->g->n_ops, &err);
     if (rc) {
         ks_log(KS_LOG_ERROR, "engine", "a step of %u rows failed: %s", b.n_rows, err.msg);
+        snapshots_failed(e);
         while (e->n_running) ks__job_end(e, e->running[0]->job, KS_FINISH_ERROR, &err);
         if (rc == KS_E_DEVICE) ks__device_lost(e, &err);
         return true;

@@ -99,8 +99,12 @@ typedef struct ks_place {
     uint32_t _pad;
 } ks_place;
 
+/* ks_device_iface.flags. */
+#define KS_DEVICE_RUNS 1u /* since 1.2: it takes several runs of a sequence in a batch, and ks_seq.keep */
+
 typedef struct ks_device_iface {
-    uint32_t size, _pad;
+    uint32_t size;
+    uint32_t flags; /* since 1.2: KS_DEVICE_; without RUNS a device is given no op with recurrent state */
     int (*list)(void *self, uint32_t i, ks_device_info *ret, ks_err *err); /* [main] NOTFOUND ends */
     int (*open)(void *self, uint32_t index, uint64_t budget_bytes, void **ret_dev, ks_err *err); /* [main] */
     void (*close)(void *dev);                                                                    /* [main] */

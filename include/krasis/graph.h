@@ -132,12 +132,14 @@ typedef struct ks_graph {
     uint32_t _pad2;
 } ks_graph;
 
-/* A run of rows of one sequence at consecutive positions. */
+/* A run of rows of one sequence at consecutive positions. A batch may hold several runs of a sequence, one directly
+ * after the other: each goes on from the recurrent state that the one before leaves. */
 typedef struct ks_seq {
     uint32_t row, n_rows, pos; /* first row in the batch, count, position of the first */
     uint32_t slot;             /* of recurrent state; positions from 0 start it at zero */
     const uint32_t *pages;     /* KV pages covering positions 0 .. pos + n_rows - 1 */
-    uint32_t n_pages, _pad;
+    uint32_t n_pages;
+    uint32_t keep; /* since 1.2: 1 + the slot that gets a copy of the state as the run leaves it; 0: none does */
 } ks_seq;
 
 typedef struct ks_batch {

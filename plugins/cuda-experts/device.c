@@ -263,6 +263,7 @@ static int cu_stats(void *dev, ks_device_stats *ret, ks_err *err)
 
 const ks_device_iface cu_iface = {
     .size = sizeof(ks_device_iface),
+    .flags = KS_DEVICE_RUNS,
     .list = cu_list,
     .open = cu_open,
     .close = cu_close,

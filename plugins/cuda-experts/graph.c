@@ -17,6 +17,8 @@ static bool can_record(const cu_dev *d, const ks_batch *b, uint32_t begin, uint3
     if (!d->opts->graphs || d->no_graphs || b->taps || d->n_pieces != 1 || b->n_rows > MOST_ROWS || begin == end)
         return false;
     if (b->n_rows != b->n_seqs) return false;
+    for (uint32_t i = 0; i < b->n_seqs; i++)
+        if (b->seqs[i].keep) return false; /* part of a prompt */
     if ((size_t)b->n_out * d->g->n_vocab * sizeof(float) > d->out_bytes) return false;
     for (uint32_t i = 0; i < d->ex.n_banks; i++) {
         const struct dev_bank *k = &d->ex.banks[i];

@@ -420,10 +420,34 @@ static int op_clamp(cu_dev *d, const ks_op *op, ks_err *err)
     return 0;
 }
 
+/* Ops with recurrent state: runs of one sequence, which follow each other, are rounds. */
+static uint32_t round_end(const ks_batch *b, uint32_t begin)
+{
+    uint32_t i = begin + 1;
+    while (i < b->n_seqs && b->seqs[i].slot != b->seqs[i - 1].slot) i++;
+    return i;
+}
+
+/* What the runs of a round leave is kept where they say, before the next round goes on. */
+static int keep_states(cu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, ks_err *err)
+{
+    const struct dev_state *t = &d->states[op->state];
+    int rc = 0;
+    for (uint32_t i = begin; i < end && !rc; i++) {
+        const ks_seq *s = &d->batch->seqs[i];
+        if (!s->keep || s->keep - 1 == s->slot) continue;
+        rc = cu_check(d,
+                      cudaMemcpyAsync(t->rec + (s->keep - 1) * t->floats, t->rec + s->slot * t->floats,
+                                      t->floats * sizeof *t->rec, cudaMemcpyDeviceToDevice, d->compute),
+                      "keeping recurrent state", err);
+    }
+    return rc;
+}
+
 static int op_conv(cu_dev *d, const ks_op *op, ks_err *err)
 {
-    cu_conv a = { .n_seqs = d->batch->n_seqs,
-                  .n_rows = d->batch->n_rows,
+    int rc = 0;
+    cu_conv a = { .n_rows = d->batch->n_rows,
                   .in_place = d->regs[op->in[0]].root == d->regs[op->out[0]].root,
                   .n = d->regs[op->in[0]].width,
                   .width = op->u.conv.width,
@@ -433,23 +457,24 @@ static int op_conv(cu_dev *d, const ks_op *op, ks_err *err)
                   .weight = cu_vector(d, op->w[0]),
                   .bias = cu_vector(d, op->w[1]),
                   .state = d->states[op->state].rec,
-                  .state_stride = d->states[op->state].floats,
-                  .seqs = d->step.seqs };
-    (void)err;
-    cu_launch_conv(&a, d->compute);
-    return 0;
+                  .state_stride = d->states[op->state].floats };
+    for (uint32_t i = 0, end; i < d->batch->n_seqs && !rc; i = end) {
+        end = round_end(d->batch, i);
+        a.seqs = d->step.seqs + i;
+        a.n_seqs = end - i;
+        cu_launch_conv(&a, d->compute);
+        rc = keep_states(d, op, i, end, err);
+    }
+    return rc;
 }
 
 static int op_delta(cu_dev *d, const ks_op *op, ks_err *err)
 {
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < d->batch->n_seqs; i++) most = cu_max(most, d->batch->seqs[i].n_rows);
-    cu_delta a = { .n_seqs = d->batch->n_seqs,
-                   .n_k_heads = op->u.delta.n_k_heads,
+    int rc = 0;
+    cu_delta a = { .n_k_heads = op->u.delta.n_k_heads,
                    .n_v_heads = op->u.delta.n_v_heads,
                    .d_k = op->u.delta.d_k,
                    .d_v = op->u.delta.d_v,
-                   .most_rows = most,
                    .scale = 1.0f / sqrtf((float)op->u.delta.d_k),
                    .q = d->regs[op->in[0]].r,
                    .k = d->regs[op->in[1]].r,
@@ -461,9 +486,17 @@ static int op_delta(cu_dev *d, const ks_op *op, ks_err *err)
                    .dt = cu_vector(d, op->w[1]),
                    .state = d->states[op->state].rec,
                    .state_stride = d->states[op->state].floats,
-                   .head_stride = ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v),
-                   .seqs = d->step.seqs };
-    return cu_check(d, (cudaError_t)cu_launch_delta(&a, d->compute), "the delta rule", err);
+                   .head_stride = ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v) };
+    for (uint32_t i = 0, end; i < d->batch->n_seqs && !rc; i = end) {
+        end = round_end(d->batch, i);
+        a.seqs = d->step.seqs + i;
+        a.n_seqs = end - i;
+        a.most_rows = 0;
+        for (uint32_t k = i; k < end; k++) a.most_rows = cu_max(a.most_rows, d->batch->seqs[k].n_rows);
+        rc = cu_check(d, (cudaError_t)cu_launch_delta(&a, d->compute), "the delta rule", err);
+        if (!rc) rc = keep_states(d, op, i, end, err);
+    }
+    return rc;
 }
 
 /* ---- which ops we can run */

@@ -102,7 +102,9 @@ void cu_pieces_cut(cu_dev *d, const ks_batch *b)
             t->n_rows = end - first;
             t->pos += first - b->seqs[s].row;
             p->b.n_seqs++;
-            if (end < b->seqs[s].row + b->seqs[s].n_rows) break; /* the next piece goes on with it */
+            if (end == b->seqs[s].row + b->seqs[s].n_rows) continue;
+            t->keep = 0; /* the next piece goes on with it */
+            break;
         }
         p->b.out_rows = b->out_rows + out;
         p->b.logits = b->logits ? b->logits + (size_t)out * d->g->n_vocab : NULL;

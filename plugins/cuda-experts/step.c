@@ -53,6 +53,9 @@ static int check_seq(const cu_dev *d, const ks_batch *b, uint32_t i, uint32_t ro
             return ks_fail(err, KS_E_INVAL, "sequence %u names page %u of %u", i, s->pages[p], d->bind.n_pages);
     if (d->bind.n_slots && s->slot >= d->bind.n_slots)
         return ks_fail(err, KS_E_INVAL, "sequence %u names slot %u of %u", i, s->slot, d->bind.n_slots);
+    if (s->keep > d->bind.n_slots)
+        return ks_fail(err, KS_E_INVAL, "sequence %u keeps its state in slot %u of %u", i, s->keep - 1,
+                       d->bind.n_slots);
     return 0;
 }
 

@@ -121,6 +121,7 @@ static int fake_run(void *dev, const ks_batch *b, uint32_t op_begin, uint32_t op
             for (uint32_t v = 0; v < FAKE_VOCAB; v++) z[v] = -(float)v * 0.01f;
             z[next_of(h)] = 5;
         }
+        if (s->keep) f->slot[s->keep - 1] = f->slot[s->slot];
     }
     return out == b->n_out ? 0 : ks_fail(err, KS_E_INTERNAL, "out_rows are not ascending rows of the batch");
 }

@@ -353,6 +353,50 @@ static void a_known_prefix_is_reused_with_recurrent_state(void **state)
     reuse(true);
 }
 
+/* A step for the rest of a prompt would read all weights once more. */
+static void state_is_kept_without_a_step_of_its_own(void **state)
+{
+    (void)state;
+    fake f;
+    client a, b;
+    int32_t p[160];
+    ks_engine *e = start(&f, true, 512, 200, 4, 4, 256);
+    make_prompt(p, 160, 3);
+    client_init(&a);
+    ks_request r = request(p, 150, 1);
+    ask(e, &a, &r);
+    expect_answer(&a, 0, p, 150, 1);
+    assert_int_equal(f.steps, 1);
+    client_init(&b);
+    r = request(p, 155, 5);
+    ask(e, &b, &r);
+    expect_answer(&b, 0, p, 155, 5);
+    assert_int_equal(b.usage.cached_tokens, 144);
+    assert_int_equal(f.steps, 1 + 5);
+    stop(e, &f);
+}
+
+/* What a step was to keep is not there when it failed. */
+static void state_of_a_failed_step_is_not_used(void **state)
+{
+    (void)state;
+    fake f;
+    client a, b;
+    int32_t p[150];
+    ks_engine *e = start(&f, true, 512, 200, 4, 4, 256);
+    make_prompt(p, 150, 3);
+    f.fail_at = 0;
+    client_init(&a);
+    ks_request r = request(p, 150, 1);
+    ask(e, &a, &r);
+    assert_int_equal(a.finish[0], KS_FINISH_ERROR);
+    client_init(&b);
+    ask(e, &b, &r);
+    expect_answer(&b, 0, p, 150, 1);
+    assert_int_equal(b.usage.cached_tokens, 0);
+    stop(e, &f);
+}
+
 /* Of 40 pages a second conversation needs 31: of the first one's 20 as many are left as did not have to go, and those
  * are its first. */
 static void what_is_left_of_a_prefix_is_reused(void **state)
@@ -725,6 +769,8 @@ int main(void)
         cmocka_unit_test(recurrent_state_follows_its_sequence),
         cmocka_unit_test(a_known_prefix_is_not_computed_again),
         cmocka_unit_test(a_known_prefix_is_reused_with_recurrent_state),
+        cmocka_unit_test(state_is_kept_without_a_step_of_its_own),
+        cmocka_unit_test(state_of_a_failed_step_is_not_used),
         cmocka_unit_test(what_is_left_of_a_prefix_is_reused),
         cmocka_unit_test(choices_share_the_prompt),
         cmocka_unit_test(cancel_frees_the_slot_within_one_step),

@@ -137,8 +137,12 @@ int fx_step(fixture *f, const fx_seq *seqs, uint32_t n_seqs, float *logits, floa
     uint32_t pos[FX_ROWS], out[FX_ROWS], pages[FX_SLOTS][PAGES_A_SLOT], row = 0;
     ks_seq s[FX_SLOTS];
     for (uint32_t i = 0; i < n_seqs; i++) {
-        s[i] =
-            (ks_seq) { .row = row, .n_rows = seqs[i].n, .pos = seqs[i].pos, .slot = seqs[i].slot, .pages = pages[i] };
+        s[i] = (ks_seq) { .row = row,
+                          .n_rows = seqs[i].n,
+                          .pos = seqs[i].pos,
+                          .slot = seqs[i].slot,
+                          .pages = pages[i],
+                          .keep = seqs[i].keep };
         s[i].n_pages = (seqs[i].pos + seqs[i].n + FX_PAGE_TOK - 1) / FX_PAGE_TOK;
         for (uint32_t p = 0; p < s[i].n_pages; p++) pages[i][p] = fx_page(seqs[i].slot, p);
         for (uint32_t r = 0; r < seqs[i].n; r++, row++) {

@@ -28,6 +28,7 @@ typedef struct fixture {
 typedef struct fx_seq { /* a piece of a sequence for one step */
     uint32_t slot, pos, n;
     const int32_t *ids;
+    uint32_t keep; /* as in ks_seq */
 } fx_seq;
 
 /* `kernels`: "ref" or "auto". dir: a checkpoint. types: of the store, by class; NULL: all bf16. */

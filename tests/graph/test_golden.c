@@ -163,6 +163,21 @@ static void branch(golden_run *r)
     same_bits(r, r->got, r->g.n_tok, "branched sequence");
 }
 
+/* A prompt in two runs in one batch; what the first leaves is kept, and goes on in another slot. */
+static void runs(golden_run *r, fixture *f, uint32_t cut)
+{
+    ks_err err;
+    const uint32_t n = r->g.n_tok;
+    fx_seq s[2] = { { .n = cut, .ids = r->g.ids, .keep = 1 + 1 }, { .pos = cut, .n = n - cut, .ids = r->g.ids + cut } };
+    must(fx_step(f, s, 2, r->got, NULL, &err), &err);
+    same_bits(r, r->got, n, "two runs in a batch");
+    for (uint32_t p = 0; p * FX_PAGE_TOK < cut; p++)
+        must(f->iface->copy_page(f->dev, fx_page(1, p), fx_page(0, p), &err), &err);
+    s[1].slot = 1;
+    must(fx_step(f, s + 1, 1, r->got + (size_t)cut * r->g.n_vocab, NULL, &err), &err);
+    same_bits(r, r->got, n, "kept state");
+}
+
 static void threads(golden_run *r)
 {
     ks_err err;
@@ -193,6 +208,7 @@ static void residency(golden_run *r)
         same_bits(r, r->got, r->g.n_tok, what);
         run_pieces(r, &f, 0, r->g.ids, n, 1, r->got);
         same_bits(r, r->got, n, "one row at a time, with few resident experts");
+        runs(r, &f, 13);
         fx_close(&f);
     }
     fixture f;
@@ -256,6 +272,8 @@ static void test_folder(void **state)
     greedy(&r);
     mixed(&r);
     branch(&r);
+    runs(&r, &r.f, 13);
+    runs(&r, &r.f, r.g.n_tok - 1);
     if (gpu) {
         residency(&r);
         bf16_cache(&r);

@@ -155,6 +155,29 @@ static void family(const char *name)
 FAMILIES(TEST)
 #undef TEST
 
+static int choose_old(fixture *f, ks_err *err)
+{
+    int rc = choose_split(f, err);
+    main_iface.flags = 0;
+    return rc;
+}
+
+static void a_device_that_knows_no_runs_gets_no_recurrent_state(void **state)
+{
+    ks_err err;
+    fixture f;
+    uint32_t rest_ops = 0, moves = 0, seen = 0;
+    (void)state;
+    must(ks_golden_write(KS_SOURCE_DIR "/tests/golden/qwen3_next", "qwen3_next", &err), &err);
+    unknown = 0;
+    fx_use_device(choose_old);
+    must(fx_open(&f, "qwen3_next", "ref", 1, KS_T_F32, NULL, &err), &err);
+    fx_use_device(NULL);
+    ks_split_counts(f.dev, &rest_ops, &moves, &seen);
+    assert_int_equal(seen, KIND(CONV) | KIND(DELTA));
+    fx_close(&f);
+}
+
 /* ---- shared experts: main hands every odd one to the rest */
 
 static ks_bind bound;
@@ -299,6 +322,7 @@ int main(void)
 #define ENTRY(NAME) cmocka_unit_test(NAME##_has_the_same_bits_on_two_devices),
     const struct CMUnitTest tests[] = {
         FAMILIES(ENTRY) //
+        cmocka_unit_test(a_device_that_knows_no_runs_gets_no_recurrent_state),
         cmocka_unit_test(experts_that_main_does_not_hold_are_computed_by_the_rest),
         cmocka_unit_test(an_op_that_neither_device_knows_is_an_error),
         cmocka_unit_test(an_unusable_main_device_says_why),
