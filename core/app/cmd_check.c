@@ -24,7 +24,8 @@ static int print_plan(ks_app *a, ks_err *err)
            ks_config_str(a->config, "kv-dtype"), (double)p.kv_bytes / 1e6, p.context);
     printf("memory     %.1f MB of weights, %.1f MB of RAM may be used\n", (double)p.weight_bytes / 1e6,
            (double)p.limit_bytes / 1e6);
-    return ks_plan_fits(&p, err);
+    rc = ks_plan_fits(&p, err);
+    return rc ? rc : ks_app_device(a, p.context, err);
 }
 
 int ks_cmd_check(ks_config *c, ks_cli *cli)
@@ -33,6 +34,8 @@ int ks_cmd_check(ks_config *c, ks_cli *cli)
     ks_err err = { 0 };
     (void)cli; /* flags only: the table says so */
     int rc = ks_app_plugins(c, &a, &err);
+    if (!rc) rc = ks_registry_choose(a.registry, KS_KIND_FRONTEND, ks_config_str(c, "frontends"), &err);
+    if (!rc) rc = ks_app_settings(&a, &err);
     if (!rc && (*ks_config_str(c, "model-path") || *ks_config_str(c, "gguf-path"))) {
         rc = ks_app_model(&a, &err);
         if (!rc) rc = print_plan(&a, &err);

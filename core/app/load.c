@@ -83,7 +83,7 @@ static void note_gpu(void *ctx, const char *line)
     ks_log(KS_LOG_INFO, "device", "%s", line);
 }
 
-static int check_gpu_flags(ks_app *a, ks_err *err)
+int ks_app_settings(ks_app *a, ks_err *err)
 {
     bool gpu = false;
     for (uint32_t i = 0; i < ks_registry_count(a->registry); i++) {
@@ -95,10 +95,9 @@ static int check_gpu_flags(ks_app *a, ks_err *err)
         return ks_fail(err, KS_E_CONFIG,
                        "--device %s: no usable GPU plugin was found (see `krasis plugins`): use --device cpu or auto",
                        device);
-    if (gpu) return 0;
-    int rc = ks_config_no_gpu(a->config, note_gpu, NULL, err);
-    if (!rc) ks_log(KS_LOG_INFO, "device", "no usable GPU: everything runs on the CPU");
-    return rc;
+    int rc = gpu ? 0 : ks_config_no_gpu(a->config, note_gpu, NULL, err);
+    if (!rc && !gpu) ks_log(KS_LOG_INFO, "device", "no usable GPU: everything runs on the CPU");
+    return rc ? rc : ks_gpu_precision(a, err);
 }
 
 int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err)
@@ -266,17 +265,22 @@ static int open_engine(ks_app *a, ks_err *err)
     return rc ? rc : ks_heat_calibrate(a, err);
 }
 
+int ks_app_device(ks_app *a, uint32_t context, ks_err *err)
+{
+    a->context = context;
+    a->cpu = (ks_cpu_ctx) { .pool = a->pool, .kernels = a->kernels };
+    a->opts = ks_app_engine_opts(a, context);
+    return ks_gpu_choose(a, &a->opts, err);
+}
+
 int ks_app_prepare(ks_config *c, ks_app *a, ks_err *err)
 {
     ks_plan plan;
     int rc;
-    if ((rc = ks_app_plugins(c, a, err)) || (rc = check_gpu_flags(a, err)) || (rc = ks_gpu_precision(a, err)) ||
-        (rc = ks_app_model(a, err)) || (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)))
+    if ((rc = ks_app_plugins(c, a, err)) || (rc = ks_app_settings(a, err)) || (rc = ks_app_model(a, err)) ||
+        (rc = ks_plan_make(a, &plan, err)) || (rc = ks_plan_fits(&plan, err)))
         return rc;
-    a->context = plan.context;
-    a->cpu = (ks_cpu_ctx) { .pool = a->pool, .kernels = a->kernels };
-    a->opts = ks_app_engine_opts(a, plan.context);
-    return ks_gpu_choose(a, &a->opts, err);
+    return ks_app_device(a, plan.context, err);
 }
 
 int ks_app_start(ks_app *a, ks_err *err)

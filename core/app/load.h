@@ -38,6 +38,11 @@ typedef struct ks_app {
 KS_MUST_CHECK int ks_app_plugins(ks_config *c, ks_app *a, ks_err *err);
 /* Everything, up to a running engine. The messages say what was chosen and how to change it. */
 KS_MUST_CHECK int ks_app_open(ks_config *c, ks_app *a, ks_err *err);
+/* Do the settings hold on this machine? A flag that needs a GPU is an error where none is usable; a line of a file is
+ * noted, and the CPU computes. After ks_app_plugins. */
+KS_MUST_CHECK int ks_app_settings(ks_app *a, ks_err *err);
+/* Chooses the device and plans its memory, by a->opts. After ks_app_model and ks_plan_make, which has the context. */
+KS_MUST_CHECK int ks_app_device(ks_app *a, uint32_t context, ks_err *err);
 /* The checkpoint and its op list, no weights: for `check`. After ks_app_plugins. */
 KS_MUST_CHECK int ks_app_model(ks_app *a, ks_err *err);
 /* The same in three steps, for those who look at what lies between: all that is known before weights are read, with

@@ -128,6 +128,12 @@ static void replace(const char *path, const char *what, const char *with)
     free(text);
 }
 
+static void replace_file(const char *path, const char *text)
+{
+    ks_err err = { 0 };
+    if (ks_file_write(path, text, strlen(text), &err)) fail_msg("%s", err.msg);
+}
+
 static void check_tells_what_is_wrong_with_a_quantized_checkpoint(void **state)
 {
     (void)state;
@@ -143,6 +149,27 @@ static void check_tells_what_is_wrong_with_a_quantized_checkpoint(void **state)
     replace("broken/config.json", "\"mxfp4\"", "\"bitsandbytes\"");
     assert_int_equal(krasis(true, "check --model-path broken"), 2);
     assert_contains(out, "bitsandbytes");
+}
+
+/* Whether or not this machine has a GPU: there is no 64th, and no file names one of its own. */
+static void check_tells_what_a_start_would(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *flags, *want;
+    } cases[] = { { "--num-gpus 64", "--num-gpus" },
+                  { "--selected-gpus 63", "--selected-gpus" },
+                  { "--device cuda --vram-limit 64M", "krasis: " },
+                  { "--frontends nope", "no frontend plugin 'nope'" } };
+    make_synth();
+    for (size_t i = 0; i < KS_COUNT(cases); i++) {
+        char args[256];
+        (void)snprintf(args, sizeof args, "check --model-path tiny %s", cases[i].flags);
+        if (krasis(true, args) != 2) fail_msg("%s: accepted: %s", args, out);
+        assert_contains(out, cases[i].want);
+    }
+    replace_file("gpu.ini", "[gpu]\nexpert-divisor = 2\n");
+    assert_int_equal(krasis(false, "check --model-path tiny --config gpu.ini"), 0);
 }
 
 static void a_plan_has_parts_and_speeds(void **state)
@@ -259,6 +286,7 @@ int main(void)
         cmocka_unit_test(check_reads_quantized_checkpoints),
         cmocka_unit_test(narrow_experts_have_8_bits_unless_the_file_has_4),
         cmocka_unit_test(check_tells_what_is_wrong_with_a_quantized_checkpoint),
+        cmocka_unit_test(check_tells_what_a_start_would),
         cmocka_unit_test(a_plan_has_parts_and_speeds),
         cmocka_unit_test(a_plan_tells_the_memory_of_a_gpu_also_without_one),
         cmocka_unit_test(synth_says_what_it_needs),
