@@ -26,6 +26,7 @@
 #define HTTP_MAX_STOPS 16u
 #define HTTP_MAX_KEYS 256u
 #define HTTP_JSON_DEPTH 64u
+#define HTTP_HEADER_ROOM 2u  /* memory for headers, in limits: those over the limit are still read, to be told so */
 #define HTTP_DRAIN_LIMITS 4u /* a refused body is read up to so many times its limit, so that the answer arrives */
 
 typedef struct http_opts {

@@ -15,7 +15,7 @@ static const ks_option options[] = {
     OPT("api-key-file", KS_OPT_STR, api_key_file, "", 0, 0, "File with one key a line"),
     OPT("cors-origin", KS_OPT_STR, cors_origin, "*", 0, 0, "Access-Control-Allow-Origin, empty for none"),
     OPT("max-body-mb", KS_OPT_INT, max_body_mb, "32", 1, 1024, "Largest request body in MiB"),
-    OPT("max-header-kb", KS_OPT_INT, max_header_kb, "64", 8, 1024, "Memory of one connection's headers in KiB"),
+    OPT("max-header-kb", KS_OPT_INT, max_header_kb, "64", 8, 1024, "Largest headers of a request in KiB"),
     OPT("max-connections", KS_OPT_INT, max_connections, "1024", 2, 65535, "Connections at once"),
     OPT("max-connections-per-ip", KS_OPT_INT, per_ip, "0", 0, 65535,
         "Connections at once from one address, 0 for no limit"),

@@ -1,8 +1,9 @@
 /* The daemon: connections, request bodies, suspension, the watcher.
  *
  * libmicrohttpd does not notice a client that leaves while its connection is suspended, has no absolute deadlines (a
- * byte a second keeps a connection alive for ever) and cannot refuse an oversized chunked body. The watcher thread and
- * the body handler here fill these holes. */
+ * byte a second keeps a connection alive for ever), cannot refuse an oversized chunked body and answers too large
+ * headers with a page of HTML. The watcher thread, the body handler and a limit below the library's own fill these
+ * holes. */
 #include "http.h"
 
 #include <arpa/inet.h>
@@ -203,6 +204,13 @@ static int begin_request(request *r, const char *method, const char *url)
 {
     server *s = r->s;
     uint64_t limit = (uint64_t)s->o->max_body_mb << 20;
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(r->conn, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    size_t header_limit = (size_t)s->o->max_header_kb << 10;
+    if (info && info->header_size > header_limit) {
+        http_fail(&r->error, 431, "invalid_request_error", "headers_too_large", NULL,
+                  "the headers have %zu bytes: at most %zu are allowed", info->header_size, header_limit);
+        return -1;
+    }
     if (route_find(r, method, url)) return -1;
     if (!r->route->open && !route_authorized(r)) {
         http_fail(&r->error, 401, "authentication_error", "invalid_api_key", NULL,
@@ -319,7 +327,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
         if (!(r = request_new(s, conn))) return MHD_NO;
         *con_cls = r;
         set_phase(s, conn, PHASE_BODY);
-        if (begin_request(r, method, url) && r->error.status == 413) {
+        if (begin_request(r, method, url) && (r->error.status == 413 || r->error.status == 431)) {
             r->responded = true;
             set_phase(s, conn, PHASE_SEND);
             return respond_error(r); /* before the upload: the client need not send it */
@@ -528,7 +536,7 @@ int server_start(void *self, const ks_engine_api *api, void *engine, ks_err *err
             MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_NOTIFY_CONNECTION,
             on_connection, s, MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->o->max_connections,
             MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)s->o->per_ip, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-            (size_t)s->o->max_header_kb << 10, MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
+            HTTP_HEADER_ROOM * ((size_t)s->o->max_header_kb << 10), MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
         if (!s->daemon) rc = ks_fail(err, KS_E_IO, "cannot start the HTTP server: %s", strerror(errno));
     }
     if (rc) {
