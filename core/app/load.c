@@ -205,7 +205,10 @@ static int open_text(ks_app *a, ks_err *err)
         ks_log(KS_LOG_WARN, "text", "%s: only completions are served, no chat", e.msg);
         return 0;
     }
-    if (!rc) rc = ks_template_new(source, n, &a->chat, &e);
+    if (!rc && (rc = ks_template_new(source, n, &a->chat, &e))) {
+        (void)ks_err_wrap(&e, "the chat template"); /* the code stays the same */
+        (void)ks_err_wrap(&e, dir);
+    }
     a->chat_developer = !rc && memmem(source, n, "developer", 9);
     free(source);
     return rc ? ks_fail(err, rc, "%s", e.msg) : 0;

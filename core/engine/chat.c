@@ -165,17 +165,22 @@ static int copy_calls(ks_json *j, uint32_t i, ks_jw *w, ks_err *err)
 
 static int copy_message(ks_json *j, uint32_t i, uint32_t flags, ks_jw *w, ks_err *err)
 {
+    static const char *const once[] = { "role", "content", "tool_calls" }; /* a proxy may have checked the other one */
     int t, rc = 0;
-    bool role = false;
+    bool seen[KS_COUNT(once)] = { false };
     char key[128];
     ks_jw_object(w);
     while (!rc && (t = ks_json_next(j)) == KS_JSON_KEY) {
         if (ks_json_str(j, key, sizeof key, NULL))
             return ks_fail(err, KS_E_INVAL, "messages[%u] has a field name of more than %zu bytes", i, sizeof key - 1);
+        for (size_t k = 0; k < KS_COUNT(once); k++) {
+            if (strcmp(key, once[k]) != 0) continue;
+            if (seen[k]) return ks_fail(err, KS_E_INVAL, "messages[%u].%s appears twice", i, key);
+            seen[k] = true;
+        }
         ks_jw_key(w, key);
         if (strcmp(key, "role") == 0) {
             rc = copy_role(j, i, flags, w, err);
-            role = true;
         } else if (strcmp(key, "content") == 0) {
             rc = copy_content(j, i, w, err);
         } else if (strcmp(key, "tool_calls") == 0 && !(flags & KS_CHAT_KEEP_ARGUMENTS)) {
@@ -187,7 +192,7 @@ static int copy_message(ks_json *j, uint32_t i, uint32_t flags, ks_jw *w, ks_err
     ks_jw_object_end(w);
     if (rc) return rc;
     if (j->error) return malformed(j, err);
-    return role ? 0 : ks_fail(err, KS_E_INVAL, "messages[%u] has no role", i);
+    return seen[0] ? 0 : ks_fail(err, KS_E_INVAL, "messages[%u] has no role", i);
 }
 
 int ks_chat_messages(const char *json, size_t n, uint32_t flags, ks_jw *w, ks_err *err)

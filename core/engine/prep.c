@@ -172,7 +172,8 @@ static int render_once(ks_engine *e, ks_job *j, uint32_t flags, ks_rendered *ret
     }
     ks_jw_object_end(&w);
     if (!rc && ks_jw_done(&w)) rc = ks_fail(err, KS_E_NOMEM, "out of memory for the template's variables");
-    if (!rc) rc = ks_template_render_spans(e->o.chat, w.text, w.n, ks_now_unix(), NULL, ret, err);
+    if (!rc && (rc = ks_template_render_spans(e->o.chat, w.text, w.n, ks_now_unix(), NULL, ret, err)))
+        (void)ks_err_wrap(err, "the model's chat template"); /* the code stays the same */
     ks_jw_fini(&w);
     return rc;
 }

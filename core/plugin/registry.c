@@ -250,6 +250,7 @@ int ks_registry_loader(ks_registry *r, const char *path, ks_plugin_entry **ret, 
     bool failed = ferror(f);
     fclose(f);
     if (failed) return ks_fail(err, KS_E_IO, "cannot read '%s'", path);
+    if (n == 0) return ks_fail(err, KS_E_FORMAT, "'%s' is empty; download it again", path);
     for (uint32_t i = 0; i < r->n; i++) {
         ks_entry *e = r->entry[i];
         if (e->pub.state == KS_PLUGIN_REFUSED || e->pub.desc.kind != KS_KIND_LOADER) continue;

@@ -27,8 +27,10 @@ static int keys_read(key_list *k, const char *path, ks_err *err)
     uint32_t before = k->n;
     int rc = 0;
     while (!rc && (n = getline(&line, &cap, f)) >= 0) {
-        while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r' || line[n - 1] == ' ')) n--;
-        if (n > 0 && line[0] != '#') rc = key_add(k, line, (size_t)n, err);
+        const char *key = line + strspn(line, " \t");
+        n -= key - line;
+        while (n > 0 && strchr("\n\r \t", key[n - 1])) n--;
+        if (n > 0 && *key != '#') rc = key_add(k, key, (size_t)n, err);
     }
     free(line);
     if (!rc && ferror(f)) rc = ks_fail(err, KS_E_IO, "cannot read --api-key-file '%s'", path);

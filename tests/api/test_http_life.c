@@ -253,7 +253,7 @@ static void key_files_hold_one_key_a_line(void **state)
 {
     (void)state;
     client c;
-    write_keys("# ours\nfirst\r\n\n  \nsecond key  \n");
+    write_keys("# ours\nfirst\r\n\n  \n \tsecond key  \n  # and theirs\n");
     fixture_start(&f, "api-key-file=keys.txt", "api-key=third", NULL);
     static const char *const good[] = { "first", "second key", "third" };
     static const char *const bad[] = { "# ours", "", "second", "fourth" };

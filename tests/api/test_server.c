@@ -203,6 +203,11 @@ static void the_engine_s_checks_reach_the_client(void **state)
     client_fini(&c);
     assert_int_equal(client_once(&c, server.port, "POST", CHAT, "", "{\"messages\":[]}"), 400);
     client_fini(&c);
+    assert_int_equal(client_once(&c, server.port, "POST", CHAT, "", "{\"messages\":[{\"role\":\"user\"}]}"), 400);
+    assert_non_null(
+        strstr(c.body, "\"message\":\"the model's chat template: 'dict object' has no attribute 'content'"));
+    assert_non_null(strstr(c.body, "\"param\":null"));
+    client_fini(&c);
 }
 
 static size_t n_tokens(const ks_tokenizer *t, const char *text, uint32_t flags)
@@ -390,7 +395,23 @@ static void a_truncated_shard_ends_the_start(void **state)
     write_file("broken/" SHARD, text, 100); /* within the header */
     SERVE("--model-path", "broken");
     start_is_refused(SHARD, "");
+    write_file("broken/" SHARD, "", 0);
+    SERVE("--model-path", "broken");
+    start_is_refused(SHARD, "is empty; download it again");
     free(text);
+}
+
+static void a_broken_template_ends_the_start(void **state)
+{
+    (void)state;
+    static const char config[] = "{\"chat_template\":\"{% if %}\"}";
+    make_broken_model();
+    assert_int_equal(symlink(MODEL "/" SHARD, "broken/" SHARD), 0);
+    assert_int_equal(unlink("broken/tokenizer_config.json"), 0);
+    write_file("broken/tokenizer_config.json", config, sizeof config - 1);
+    SERVE("--model-path", "broken");
+    start_is_refused("broken: the chat template: ", "line 1, column 7");
+    assert_int_equal(unlink("broken/tokenizer_config.json"), 0);
 }
 
 /* Turns the shape of one matrix around: its bytes still fit, its meaning does not. */
@@ -467,6 +488,7 @@ int main(void)
         T(bad_settings_end_the_start),
         T(a_missing_shard_ends_the_start),
         T(a_truncated_shard_ends_the_start),
+        T(a_broken_template_ends_the_start),
         T(a_tensor_of_the_wrong_shape_ends_the_start),
         T(a_flipped_cache_byte_is_found_and_rebuilt),
     };

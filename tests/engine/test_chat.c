@@ -82,6 +82,8 @@ static void what_is_wrong_is_named_with_its_place(void **state)
            "messages[0].content[0] has the type 'image_url'");
     refuse("[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]", "messages[0].content[0] needs");
     refuse("[{\"role\":\"user\"", "messages");
+    refuse("[{\"role\":\"user\",\"content\":\"a\",\"r\\u006fle\":\"system\"}]", "messages[0].role appears twice");
+    refuse("[{\"role\":\"user\",\"content\":\"a\",\"content\":\"b\"}]", "messages[0].content appears twice");
     refuse("[{\"role\":\"assistant\",\"tool_calls\":{}}]", "messages[0].tool_calls must be a list");
 }
 
