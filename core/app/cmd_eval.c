@@ -128,6 +128,10 @@ static int generate(ks_app *a, const ks_config *c, const id_list *l, ks_jw *w, k
 {
     const ks_graph *g = &a->model.graph;
     uint32_t n = (uint32_t)ks_config_int(c, "n");
+    if ((uint64_t)l->n - 1 + n > a->context) /* the last one is not read again */
+        return ks_fail(err, KS_E_CONTEXT,
+                       "%u tokens and %u more do not fit the context of %u: lower -n or raise --context", l->n, n,
+                       a->context);
     float *z = malloc((size_t)g->n_vocab * sizeof *z);
     if (!z) return ks_fail(err, KS_E_NOMEM, "out of memory for the logits");
     int rc = l->n > 1 ? eval(a, by_token(c), l->ids, l->n - 1, 0, NULL, NULL, err) : 0;
@@ -150,7 +154,7 @@ static int print_json(ks_jw *w, ks_err *err)
 {
     if (ks_jw_done(w)) return ks_fail(err, KS_E_NOMEM, "out of memory for the result");
     if (fwrite(w->text, 1, w->n, stdout) != w->n || putchar('\n') == EOF || fflush(stdout))
-        return ks_fail(err, KS_E_IO, "cannot write to standard output");
+        return ks_fail(err, KS_E_IO, "standard output: %s", strerror(errno));
     return 0;
 }
 
@@ -236,7 +240,6 @@ static int perplexity(ks_app *a, const ks_config *c, const int32_t *ids, uint32_
 static int tokenize_file(ks_app *a, const ks_config *c, int32_t **ids, size_t *n, ks_err *err)
 {
     const char *file = ks_config_str(c, "file");
-    if (!*file) return ks_fail(err, KS_E_CONFIG, "no --file: give the text to score");
     if (!a->tok) return ks_fail(err, KS_E_UNSUPPORTED, "model '%s' has no tokenizer", a->name);
     char *text = NULL;
     size_t bytes = 0;
@@ -257,8 +260,9 @@ int ks_cmd_perplexity(ks_config *c, ks_cli *cli)
     size_t n = 0;
     ks_jw w;
     ks_jw_init(&w);
-    int rc = cli->n_words ? ks_fail(&err, KS_E_CONFIG, "perplexity takes no words: '%s'", cli->words[0])
-                          : ks_app_open(c, &a, &err);
+    int rc = cli->n_words                 ? ks_fail(&err, KS_E_CONFIG, "perplexity takes no words: '%s'", cli->words[0])
+             : !*ks_config_str(c, "file") ? ks_fail(&err, KS_E_CONFIG, "no --file: give the text to score")
+                                          : ks_app_open(c, &a, &err);
     if (!rc) rc = tokenize_file(&a, c, &ids, &n, &err);
     if (!rc) rc = perplexity(&a, c, ids, (uint32_t)n, &w, &err);
     if (!rc) rc = print_json(&w, &err);

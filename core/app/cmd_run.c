@@ -3,6 +3,7 @@
 #include "app/cmd.h"
 #include "app/load.h"
 #include "base/base.h"
+#include <errno.h>
 #include <krasis/json.h>
 #include <signal.h>
 #include <unistd.h>
@@ -109,7 +110,7 @@ static int answer(ks_app *a, const ks_config *c, const char *prompt, size_t n, k
     if (!rc) rc = ks_client_wait(&cl, err);
     if (!rc) {
         putchar('\n');
-        if (fflush(stdout)) rc = ks_fail(err, KS_E_IO, "cannot write the answer to standard output");
+        if (fflush(stdout)) rc = ks_fail(err, KS_E_IO, "standard output: %s", strerror(errno));
         print_speed(&cl);
     }
     ks_client_fini(&cl);

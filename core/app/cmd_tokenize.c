@@ -8,6 +8,7 @@
 #include "base/base.h"
 #include "text/tokenizer.h"
 
+#include <errno.h>
 #include <krasis/json.h>
 #include <string.h>
 
@@ -89,7 +90,7 @@ static int serve(const ks_tokenizer *tok, uint32_t flags, bool *ret_bad, ks_err 
         if (ks_jw_done(&w))
             rc = ks_fail(err, KS_E_NOMEM, "out of memory for a line of %zd bytes", n);
         else if (fwrite(w.text, 1, w.n, stdout) != w.n || fflush(stdout))
-            rc = ks_fail(err, KS_E_IO, "cannot write to standard output");
+            rc = ks_fail(err, KS_E_IO, "standard output: %s", strerror(errno));
     }
     if (!rc && ferror(stdin)) rc = ks_fail(err, KS_E_IO, "cannot read standard input");
     ks_jw_fini(&w);

@@ -114,7 +114,7 @@ int main(int argc, char **argv)
     ks_config_free(c);
     if ((fflush(stdout) || ferror(stdout)) && rc == 0) {
         (void)fprintf(stderr, "krasis: standard output: %s\n", strerror(errno)); /* nowhere else to say it */
-        rc = 1;
+        rc = 2;
     }
     return rc;
 }

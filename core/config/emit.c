@@ -275,12 +275,12 @@ void ks_config_emit_man(FILE *f)
            "lists them. "
            "A switch is turned off with \\fB\\-\\-no\\-\\fR\\fIname\\fR.\n");
     man_settings(f, true, false);
-    put(f,
-        ".SH EXIT STATUS\n0: success. 1: a failure at run time. 2: bad usage, settings or input; nothing was started.\n"
-        ".SH ENVIRONMENT\n.TP\n.B KRASIS_HOME\nFolder of the cache and the saved settings; ~/.krasis if not set.\n"
-        ".TP\n.B KRASIS_PLUGIN_PATH\nFurther folders with plugins, separated by colons.\n"
-        ".TP\n.B KRASIS_CPU_MASK\nFeatures of the processor to do without, separated by commas.\n"
-        ".SH SEE ALSO\n.BR krasis.ini (5)\n");
+    put(f, ".SH EXIT STATUS\n0: success. 1: a failure at run time. 2: bad usage, settings or input, or a file, port "
+           "or output that cannot be used.\n"
+           ".SH ENVIRONMENT\n.TP\n.B KRASIS_HOME\nFolder of the cache and the saved settings; ~/.krasis if not set.\n"
+           ".TP\n.B KRASIS_PLUGIN_PATH\nFurther folders with plugins, separated by colons.\n"
+           ".TP\n.B KRASIS_CPU_MASK\nFeatures of the processor to do without, separated by commas.\n"
+           ".SH SEE ALSO\n.BR krasis.ini (5)\n");
 }
 
 void ks_config_emit_man5(FILE *f)

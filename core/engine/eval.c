@@ -42,7 +42,7 @@ int ks_engine_eval(ks_engine *e, uint32_t seq, const int32_t *ids, uint32_t n, u
                        pos, e->n_ctx);
     for (uint32_t i = 0; i < n; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= g->n_vocab)
-            return ks_fail(err, KS_E_INVAL, "token %u is %d: the vocabulary has %u", i, ids[i], g->n_vocab);
+            return ks_fail(err, KS_E_INVAL, "token %u is %d: the vocabulary has %u", pos + i, ids[i], g->n_vocab);
     size_t row = (size_t)g->d_model;
     const uint32_t most = KS_MIN(n, e->step_tokens);
     float *taps = hidden ? malloc((size_t)g->n_taps * most * row * sizeof *taps) : NULL;

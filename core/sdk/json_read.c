@@ -8,6 +8,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+static const char too_deep[] = "nested too deeply"; /* ks_json_fail adds the limit */
+
 enum { EXPECT_VALUE, EXPECT_VALUE_OR_END, EXPECT_KEY, EXPECT_KEY_OR_END, EXPECT_COMMA, EXPECT_NOTHING };
 
 static int token_of(const ks_json *j)
@@ -164,7 +166,7 @@ static int scan_word(ks_json *j, const char *word, size_t len, int kind)
 
 static int open_level(ks_json *j, bool object)
 {
-    if (j->depth >= j->max_depth) return refuse(j, j->at, "nested too deeply");
+    if (j->depth >= j->max_depth) return refuse(j, j->at, too_deep);
     uint8_t *byte = &j->stack[j->depth / 8], bit = (uint8_t)(1u << (j->depth % 8));
     *byte = object ? *byte | bit : *byte & (uint8_t)~bit;
     j->depth++;
@@ -420,6 +422,9 @@ int ks_json_fail(const ks_json *j, ks_err *err, const char *what)
             column++;
         }
     }
+    if (j->error == too_deep)
+        return ks_fail(err, KS_E_FORMAT, "%s: line %zu, column %zu: %s: at most %u levels are allowed", what, line,
+                       column, too_deep, j->max_depth);
     return ks_fail(err, KS_E_FORMAT, "%s: line %zu, column %zu: %s", what, line, column,
                    j->error ? j->error : "not what is expected here");
 }

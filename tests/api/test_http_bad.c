@@ -153,7 +153,7 @@ static void malformed_bodies_say_where(void **state)
     memset(deep + n, '[', 10000);
     memset(deep + n + 10000, ']', 10000);
     deep[n + 20000] = '}';
-    post_is_refused(CHAT, deep, NULL, "not valid JSON");
+    post_is_refused(CHAT, deep, NULL, "nested too deeply: at most 64 levels are allowed");
     memcpy(deep, "{\"metadata\":", 12); /* ignored fields are checked, too */
     post_is_refused(CHAT, deep, NULL, "not valid JSON");
     n = 1;

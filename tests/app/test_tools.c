@@ -172,6 +172,36 @@ static void check_tells_what_a_start_would(void **state)
     assert_int_equal(krasis(false, "check --model-path tiny --config gpu.ini"), 0);
 }
 
+#define DEMO "--model-path " KS_SOURCE_DIR "/models/demo "
+#define EXACT                                                                                        \
+    "--cpu-expert-bits 16 --attention-quant bf16 --shared-expert-quant bf16 --dense-mlp-quant bf16 " \
+    "--lm-head-quant bf16 --kv-dtype f32 "
+#define CAPITAL "--ids 1,303,201,451,318,280,419,312,2145,964,33,2,201,1,308,201 " /* golden.json */
+
+static void generate_ids_continues_greedily(void **state)
+{
+    (void)state;
+    static const char want[] = "{\"ids\":[352,419,312,2145,964,318,396,3338,16,2]}\n";
+    assert_int_equal(krasis(false, "generate-ids " DEMO EXACT CAPITAL "-n 10"), 0);
+    assert_string_equal(out, want);
+}
+
+static void wrong_tokens_and_texts_are_told_before_the_work(void **state)
+{
+    (void)state;
+    assert_int_equal(krasis(true, "generate-ids " DEMO CAPITAL "-n 4090"), 2);
+    assert_contains(out, "16 tokens and 4090 more do not fit the context of 4096");
+    assert_int_equal(krasis(true, "generate-ids " DEMO "--ids 1,2,4096 -n 1"), 2);
+    assert_contains(out, "token 2 is 4096: the vocabulary has 4096");
+    assert_int_equal(krasis(true, "logits " DEMO "--path decode --ids 1,2,4096 --output x.safetensors"), 2);
+    assert_contains(out, "token 2 is 4096: the vocabulary has 4096");
+    assert_false(ks_file_exists("x.safetensors"));
+    assert_int_equal(krasis(true, "perplexity --model-path nowhere"), 2);
+    assert_contains(out, "no --file");
+    assert_int_equal(krasis(true, "perplexity --file nowhere " DEMO), 2);
+    assert_contains(out, "cannot open 'nowhere'");
+}
+
 static void a_plan_has_parts_and_speeds(void **state)
 {
     (void)state;
@@ -287,6 +317,8 @@ int main(void)
         cmocka_unit_test(narrow_experts_have_8_bits_unless_the_file_has_4),
         cmocka_unit_test(check_tells_what_is_wrong_with_a_quantized_checkpoint),
         cmocka_unit_test(check_tells_what_a_start_would),
+        cmocka_unit_test(generate_ids_continues_greedily),
+        cmocka_unit_test(wrong_tokens_and_texts_are_told_before_the_work),
         cmocka_unit_test(a_plan_has_parts_and_speeds),
         cmocka_unit_test(a_plan_tells_the_memory_of_a_gpu_also_without_one),
         cmocka_unit_test(synth_says_what_it_needs),

@@ -126,10 +126,12 @@ static void bad_values_name_flag_value_and_what_is_allowed(void **state)
         { "shutdown-timeout", "9223372036854775807h",
           "--shutdown-timeout: '9223372036854775807h' is not allowed: a whole number with ms, s, m or h from 0s to "
           "24h" },
-        { "temperature", "nan", "--temperature: 'nan' is not allowed: a number from 0 to 100, or auto" },
-        { "temperature", "1e999", "--temperature: '1e999' is not allowed: a number from 0 to 100, or auto" },
-        { "temperature", "0.5 ", "--temperature: '0.5 ' is not allowed: a number from 0 to 100, or auto" },
-        { "temperature", "-0.5", "--temperature: '-0.5' is not allowed: a number from 0 to 100, or auto" },
+        { "temperature", "nan", "--temperature: 'nan' is not allowed: a number from 0 to 2, or auto" },
+        { "temperature", "1e999", "--temperature: '1e999' is not allowed: a number from 0 to 2, or auto" },
+        { "temperature", "0.5 ", "--temperature: '0.5 ' is not allowed: a number from 0 to 2, or auto" },
+        { "temperature", "2.1",
+          "--temperature: '2.1' is not allowed: a number from 0 to 2, or auto" }, /* the engine's */
+        { "temperature", "-0.5", "--temperature: '-0.5' is not allowed: a number from 0 to 2, or auto" },
         { "benchmark", "2", "--benchmark: '2' is not allowed: true or false" },
         { "pp-partition", "24,0",
           "--pp-partition: '24,0' is not allowed: whole numbers from 1 to 65536, separated by commas, or auto" },

@@ -180,7 +180,7 @@ static void config_prints_the_generated_texts(void **state)
 static void a_full_standard_output_is_a_failure(void **state)
 {
     (void)state;
-    assert_int_equal(krasis("config md >/dev/full"), 1);
+    assert_int_equal(krasis("config md >/dev/full"), 2);
     assert_non_null(strstr(out, "krasis: standard output: "));
 }
 

@@ -125,7 +125,7 @@ static void bad_text_is_refused_with_place_and_reason(void **state)
         { "\"\xc0\xaf\"", "invalid UTF-8 in a string" },
         { "\"\xed\xa0\x80\"", "invalid UTF-8 in a string" },
         { "\"\xf4\x90\x80\x80\"", "invalid UTF-8 in a string" },
-        { "[[[[[]]]]]", "column 5: nested too deeply" },
+        { "[[[[[]]]]]", "column 5: nested too deeply: at most 4 levels are allowed" },
         { "[[{\"a\":[{", "column 9: nested too deeply" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -155,7 +155,7 @@ static void depth_is_limited_up_to_256_levels(void **state)
     memset(text, '[', 10000);
     memset(text + 10000, ']', 10000);
     assert_int_equal(walk(text, 20000, 1000000, NULL, &err), KS_JSON_ERROR);
-    assert_non_null(strstr(err.msg, "column 257: nested too deeply"));
+    assert_non_null(strstr(err.msg, "column 257: nested too deeply: at most 256 levels are allowed"));
     assert_int_equal(walk(text + 10000 - 256, 512, KS_JSON_DEPTH_MAX, NULL, &err), KS_JSON_END);
     assert_int_equal(walk(text + 10000 - 1, 2, 0, NULL, &err), KS_JSON_END); /* 0 counts as 1 */
     free(text);
