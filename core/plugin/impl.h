@@ -27,6 +27,7 @@ typedef struct ks_entry {
     ks_kernel *rows;    /* (n_kernels) */
     ks_option *options; /* (n_options) */
     bool loaded;        /* the descriptor is valid, and this CPU has what it asks for */
+    uint32_t rank;      /* its place among those named in the settings, from 1; 0: chosen by score */
     atomic_size_t held; /* bytes from host.alloc: a count, nothing is ordered by it */
 } ks_entry;
 

@@ -59,8 +59,9 @@ ks_plugin_entry *ks_registry_find(ks_registry *r, const char *name); /* NULL: no
 KS_MUST_CHECK int ks_registry_add_file(ks_registry *r, const char *path, ks_plugin_entry **ret, ks_err *err);
 /* Adds a descriptor that is linked in (tests, core/ref). */
 KS_MUST_CHECK int ks_registry_add(ks_registry *r, const ks_plugin *desc, const char *path, ks_err *err);
-/* Chooses among a kind: `want` = "auto" (score, then name), a comma list of names or paths, or "none".
- * A wanted plugin that is missing or refused is an error with its reason; no silent fallback. */
+/* Chooses among a kind: `want` = "auto" (score, then name), a comma list of names or paths, or "none". Of kernel
+ * plugins in a list the first that has a row gives it; the built-in reference has those that are left, with "none" all
+ * of them. A wanted plugin that is missing or refused is an error with its reason; no silent fallback. */
 KS_MUST_CHECK int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *err);
 /* open() of a chosen plugin, once. */
 KS_MUST_CHECK int ks_registry_start(ks_registry *r, ks_plugin_entry *e, ks_err *err);

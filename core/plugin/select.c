@@ -8,6 +8,7 @@ struct ks_kernel_table {
         ks_kernel k;
         const char *plugin;
         int64_t score; /* plugin + row */
+        uint32_t rank; /* the settings' order, before any score */
     } * row;
     uint32_t n;
 };
@@ -41,7 +42,7 @@ static int choose_auto(ks_registry *r, uint32_t kind, ks_err *err)
     return 0;
 }
 
-static int choose_one(ks_registry *r, uint32_t kind, const char *want, ks_err *err)
+static int choose_one(ks_registry *r, uint32_t kind, const char *want, uint32_t rank, ks_err *err)
 {
     ks_entry *e = strchr(want, '/') ? ks__registry_at(r, want) : (ks_entry *)ks_registry_find(r, want);
     if (!e && strchr(want, '/')) {
@@ -66,6 +67,7 @@ static int choose_one(ks_registry *r, uint32_t kind, const char *want, ks_err *e
         return ks_fail(err, KS_E_CONFIG, "plugin '%s' is of the kind '%s', not '%s'", want,
                        kind_names[e->pub.desc.kind], kind_names[kind]);
     chose(e, "named in the settings");
+    if (!e->rank) e->rank = rank;
     return 0;
 }
 
@@ -82,19 +84,23 @@ bool ks__next_word(const char **list, char *ret, size_t cap)
 int ks_registry_choose(ks_registry *r, uint32_t kind, const char *want, ks_err *err)
 {
     KS_ASSERT(kind > 0 && kind < KS_COUNT(kind_names));
-    for (uint32_t i = 0; i < r->n; i++) /* a second call starts anew */
-        if (r->entry[i]->pub.desc.kind == kind && r->entry[i]->pub.state == KS_PLUGIN_CHOSEN)
-            r->entry[i]->pub.state = KS_PLUGIN_USABLE;
-    if (strcmp(want, "none") == 0) return 0;
+    for (uint32_t i = 0; i < r->n; i++) { /* a second call starts anew */
+        if (r->entry[i]->pub.desc.kind != kind) continue;
+        if (r->entry[i]->pub.state == KS_PLUGIN_CHOSEN) r->entry[i]->pub.state = KS_PLUGIN_USABLE;
+        r->entry[i]->rank = 0;
+    }
+    bool none = strcmp(want, "none") == 0;
     if (!*want || strcmp(want, "auto") == 0) return choose_auto(r, kind, err);
     char one[4096];
-    while (ks__next_word(&want, one, sizeof one)) {
-        int rc = choose_one(r, kind, one, err);
+    for (uint32_t rank = 1; !none && ks__next_word(&want, one, sizeof one); rank++) {
+        int rc = choose_one(r, kind, one, rank, err);
         if (rc) return rc;
     }
     ks_entry *ref = (ks_entry *)ks_registry_find(r, "ref");
-    if (kind == KS_KIND_KERNELS && ref && ref->pub.state == KS_PLUGIN_USABLE)
-        chose(ref, "serves the rows that the named ones lack");
+    if (kind == KS_KIND_KERNELS && ref && ref->pub.state == KS_PLUGIN_USABLE) {
+        chose(ref, none ? "the settings name no plugin" : "serves the rows that the named ones lack");
+        ref->rank = UINT32_MAX;
+    }
     return 0;
 }
 
@@ -107,11 +113,14 @@ static uint64_t key(const ks_kernel *k)
 
 static void add_row(ks_kernel_table *t, const ks_kernel *k, const ks_entry *e)
 {
-    struct row new = { *k, e->name, (int64_t)e->pub.score + k->score };
+    struct row new = { *k, e->name, (int64_t)e->pub.score + k->score, e->rank };
     for (uint32_t i = 0; i < t->n; i++) {
         struct row *old = &t->row[i];
         if (key(&old->k) != key(k)) continue;
-        if (new.score > old->score || (new.score == old->score &&strcmp(new.plugin, old->plugin) < 0)) *old = new;
+        bool better = new.rank != old->rank     ? new.rank < old->rank
+                      : new.score != old->score ? new.score > old->score
+                                                : strcmp(new.plugin, old->plugin) < 0;
+        if (better) *old = new;
         return;
     }
     t->row[t->n++] = new;

@@ -184,6 +184,8 @@ static void generate_ids_continues_greedily(void **state)
     static const char want[] = "{\"ids\":[352,419,312,2145,964,318,396,3338,16,2]}\n";
     assert_int_equal(krasis(false, "generate-ids " DEMO EXACT CAPITAL "-n 10"), 0);
     assert_string_equal(out, want);
+    assert_int_equal(krasis(false, "generate-ids " DEMO EXACT CAPITAL "-n 10 --kernels none"), 0);
+    assert_string_equal(out, want);
 }
 
 static void wrong_tokens_and_texts_are_told_before_the_work(void **state)

@@ -160,6 +160,33 @@ static void a_named_set_is_filled_up_by_the_reference_alone(void **state)
     ks_registry_close(r);
 }
 
+static void the_first_named_has_the_row_and_scores_decide_the_rest(void **state)
+{
+    ks_registry *r = empty(0);
+    (void)state;
+    add(r, &fast);
+    add(r, &slow);
+    add(r, &ks_ref_plugin);
+    assert_string_equal(norm_of(r, "slow,fast"), "norm slow");
+    assert_string_equal(norm_of(r, "fast,slow,fast"), "norm fast");
+    assert_string_equal(norm_of(r, "ref,fast"), "norm_ref");
+    assert_string_equal(norm_of(r, "auto"), "norm fast");
+    ks_registry_close(r);
+}
+
+static void none_leaves_the_reference(void **state)
+{
+    ks_registry *r = empty(0);
+    (void)state;
+    add(r, &slow);
+    add(r, &fast);
+    add(r, &ks_ref_plugin);
+    assert_string_equal(norm_of(r, "none"), "norm_ref");
+    assert_int_equal(ks_registry_find(r, "fast")->state, KS_PLUGIN_USABLE);
+    assert_string_equal(ks_registry_find(r, "ref")->why, "the settings name no plugin (rows used: 24 of 24)");
+    ks_registry_close(r);
+}
+
 static void a_new_choice_replaces_the_old_one(void **state)
 {
     ks_registry *r = empty(0);
@@ -442,6 +469,8 @@ int main(void)
         cmocka_unit_test(a_row_needs_its_own_cpu_features),
         cmocka_unit_test(scores_do_not_overflow),
         cmocka_unit_test(a_named_set_is_filled_up_by_the_reference_alone),
+        cmocka_unit_test(the_first_named_has_the_row_and_scores_decide_the_rest),
+        cmocka_unit_test(none_leaves_the_reference),
         cmocka_unit_test(a_new_choice_replaces_the_old_one),
         cmocka_unit_test(a_wrong_choice_is_explained),
         cmocka_unit_test(a_broken_descriptor_that_is_linked_in_is_refused),
