@@ -27,11 +27,15 @@ for layer in "${layers[@]}"; do
     done < <(grep -HE '^#include "' core/"$layer"/*.[ch] 2>/dev/null || true)
 done
 
+for dir in core/*/; do # a folder that is in no layer would be held against nothing
+    [[ $below == *" $(basename "$dir") "* ]] || complain "$dir is in no layer: add it to the list in tools/layers.sh"
+done
+
 for plugin in plugins/*/; do
     while IFS=: read -r file line; do
         [[ $line =~ \"([^\"]+)\" ]] && inc=${BASH_REMATCH[1]}
         [ -f "$plugin$inc" ] || complain "$file includes \"$inc\": a plugin sees <krasis/...> and its own folder only"
-    done < <(grep -HE '^#include "' "$plugin"*.[ch] "$plugin"*.cu 2>/dev/null || true)
+    done < <(grep -HE '^#include "' "$plugin"*.[ch] "$plugin"*.cu "$plugin"*.cuh 2>/dev/null || true)
 done
 
 while read -r file; do complain "$file: the SDK must not include the core"; done < <(grep -lE '^#include "' include/krasis/*.h || true)
