@@ -56,6 +56,12 @@ int ks_plan_make(ks_app *a, ks_plan *ret, ks_err *err)
                 (ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v) - (size_t)op->u.delta.d_k * op->u.delta.d_v);
     }
     p.kv_bytes = p.kv_token_bytes * p.context;
+    uint64_t kv_mb = (uint64_t)ks_config_int(a->config, "kv-cache-mb");
+    if (kv_mb && p.kv_bytes > kv_mb << 20) /* the engine would say so, too, but after the weights are read */
+        return ks_fail(err, KS_E_CONFIG,
+                       "--kv-cache-mb %llu holds %llu tokens, less than one context of %u: lower --context or raise "
+                       "--kv-cache-mb",
+                       (unsigned long long)kv_mb, (unsigned long long)((kv_mb << 20) / p.kv_token_bytes), p.context);
     p.limit_bytes = (uint64_t)ks_config_int(a->config, "ram-limit");
     if (!p.limit_bytes) p.limit_bytes = ks_ram_available_bytes();
     *ret = p;

@@ -15,7 +15,8 @@ typedef struct ks_plan {
     uint32_t context, kv_type;
 } ks_plan;
 
-/* After ks_app_model; describes model.weights, data apart. A context above the model's is an error. */
+/* After ks_app_model; describes model.weights, data apart. A context above the model's is an error, and a
+ * --kv-cache-mb that one context does not fit into. */
 KS_MUST_CHECK int ks_plan_make(ks_app *a, ks_plan *ret, ks_err *err);
 /* KS_E_LIMIT with the sizes and the settings that change them. */
 KS_MUST_CHECK int ks_plan_fits(const ks_plan *p, ks_err *err);

@@ -204,6 +204,17 @@ static void wrong_tokens_and_texts_are_told_before_the_work(void **state)
     assert_contains(out, "cannot open 'nowhere'");
 }
 
+static void a_cache_too_small_for_one_context_is_told_before_weights_are_read(void **state)
+{
+    (void)state;
+    assert_int_equal(krasis(true, "check " DEMO "--kv-cache-mb 3"), 2);
+    assert_contains(out, "--kv-cache-mb 3 holds 2048 tokens, less than one context of 4096");
+    assert_int_equal(krasis(true, "generate-ids --ids 1 --kv-cache-mb 3 " DEMO), 2);
+    assert_contains(out, "--kv-cache-mb 3 holds 2048 tokens, less than one context of 4096");
+    if (strstr(out, "weights: ")) fail_msg("after the weights were read: %s", out);
+    assert_int_equal(krasis(false, "check " DEMO "--kv-cache-mb 3 --context 2048"), 0);
+}
+
 static void a_plan_has_parts_and_speeds(void **state)
 {
     (void)state;
@@ -321,6 +332,7 @@ int main(void)
         cmocka_unit_test(check_tells_what_a_start_would),
         cmocka_unit_test(generate_ids_continues_greedily),
         cmocka_unit_test(wrong_tokens_and_texts_are_told_before_the_work),
+        cmocka_unit_test(a_cache_too_small_for_one_context_is_told_before_weights_are_read),
         cmocka_unit_test(a_plan_has_parts_and_speeds),
         cmocka_unit_test(a_plan_tells_the_memory_of_a_gpu_also_without_one),
         cmocka_unit_test(synth_says_what_it_needs),
