@@ -34,11 +34,29 @@ static void *watch_loading(void *set)
     _exit(128 + sig);
 }
 
+static int open_frontends(ks_app *a, ks_err *err)
+{
+    int rc = ks_registry_choose(a->registry, KS_KIND_FRONTEND, ks_config_str(a->config, "frontends"), err);
+    uint32_t opened = 0;
+    for (uint32_t i = 0; !rc && i < ks_registry_count(a->registry); i++) {
+        ks_plugin_entry *p = ks_registry_entry(a->registry, i);
+        if (p->desc.kind != KS_KIND_FRONTEND || p->state != KS_PLUGIN_CHOSEN) continue;
+        rc = ks_registry_start(a->registry, p, err);
+        opened += rc == 0;
+    }
+    if (!rc && !opened)
+        rc = ks_fail(err, KS_E_CONFIG, "no frontend is chosen: set --frontends http (see `krasis plugins`)");
+    return rc;
+}
+
 static int load(ks_config *c, ks_app *a, sigset_t *set, ks_err *err)
 {
     pthread_t watcher;
     if (pthread_create(&watcher, NULL, watch_loading, set)) return ks_fail(err, KS_E_NOMEM, "cannot start a thread");
-    int rc = ks_app_open(c, a, err);
+    int rc = ks_app_prepare(c, a, err);
+    if (!rc) rc = open_frontends(a, err); /* before the weights, which may take minutes: a bad key file is known now */
+    if (!rc) rc = ks_app_weights(a, err);
+    if (!rc) rc = ks_app_start(a, err);
     pthread_cancel(watcher);
     pthread_join(watcher, NULL);
     return rc;
@@ -46,17 +64,12 @@ static int load(ks_config *c, ks_app *a, sigset_t *set, ks_err *err)
 
 static int start_frontends(ks_app *a, ks_err *err)
 {
-    int rc = ks_registry_choose(a->registry, KS_KIND_FRONTEND, ks_config_str(a->config, "frontends"), err);
-    uint32_t started = 0;
+    int rc = 0;
     for (uint32_t i = 0; !rc && i < ks_registry_count(a->registry); i++) {
         ks_plugin_entry *p = ks_registry_entry(a->registry, i);
-        if (p->desc.kind != KS_KIND_FRONTEND || p->state != KS_PLUGIN_CHOSEN) continue;
-        if ((rc = ks_registry_start(a->registry, p, err))) break;
+        if (p->desc.kind != KS_KIND_FRONTEND || p->state != KS_PLUGIN_OPEN) continue;
         rc = ((const ks_frontend_iface *)p->desc.iface)->start(p->self, ks_engine_api_get(), a->engine, err);
-        started += rc == 0;
     }
-    if (!rc && !started)
-        rc = ks_fail(err, KS_E_CONFIG, "no frontend is chosen: set --frontends http (see `krasis plugins`)");
     return rc;
 }
 

@@ -369,6 +369,9 @@ static void bad_settings_end_the_start(void **state)
     start_is_refused("--port", "99999");
     SERVE("--model-path", "/nowhere/at/all");
     start_is_refused("/nowhere/at/all", "");
+    SERVE("--model-path", MODEL, "--api-key-file", "/nowhere/keys");
+    start_is_refused("--api-key-file '/nowhere/keys'", "No such file");
+    assert_null(strstr(server.log, "weights: ")); /* told before the work */
     static const char ini[] = "[server]\nprot = 8012\n";
     write_file("bad.ini", ini, sizeof ini - 1);
     SERVE("--model-path", MODEL, "--config", "bad.ini");
