@@ -111,7 +111,7 @@ static void missing_and_truncated_shards_are_named(void **state)
     assert_int_equal(truncate(DIR "/s2.safetensors", 50), 0);
     expect_error(DIR, KS_E_FORMAT, "'ckpt/s2.safetensors' is truncated: its header ends at byte");
     assert_int_equal(truncate(DIR "/s2.safetensors", 0), 0);
-    expect_error(DIR, KS_E_UNSUPPORTED, "'ckpt/s2.safetensors'");
+    expect_error(DIR, KS_E_FORMAT, "'ckpt/s2.safetensors' is empty; download it again");
     fresh("{\"weight_map\":{\"a\":\"s1.safetensors\",\"e\":\"s2.safetensors\"}}");
     expect_error(DIR, KS_E_FORMAT,
                  "tensor 'e' is not in 's2.safetensors', although 'ckpt/model.safetensors.index.json' says so");
