@@ -52,6 +52,7 @@ typedef struct server {
     struct MHD_Daemon *daemon;
     key_list keys;
     int epoll_fd, stop_fd;
+    int listen_fd; /* bound, not yet the daemon's; -1: none */
     pthread_t watcher;
     pthread_t reader;
     bool watching, reading; /* the threads run */
@@ -137,6 +138,7 @@ typedef struct request {
 } request;
 
 /* server.c */
+KS_MUST_CHECK int server_bind(server *s, ks_err *err); /* takes the port; start() listens on it */
 KS_MUST_CHECK int server_start(void *self, const ks_engine_api *api, void *engine, ks_err *err);
 void server_drain(void *self);
 void server_stop(void *self);

@@ -33,12 +33,14 @@ static int http_open(const ks_host *h, const void *opts, void **ret_self, ks_err
     if (!s) return ks_fail(err, KS_E_NOMEM, "out of memory for the server");
     s->host = h;
     s->o = opts;
-    s->epoll_fd = s->stop_fd = -1;
+    s->epoll_fd = s->stop_fd = s->listen_fd = -1;
     pthread_mutex_init(&s->mu, NULL);
     pthread_cond_init(&s->all_freed, NULL);
     pthread_cond_init(&s->queued, NULL);
     int rc = keys_load(&s->keys, s->o, err);
+    if (!rc) rc = server_bind(s, err);
     if (rc) {
+        keys_fini(&s->keys);
         pthread_cond_destroy(&s->all_freed);
         pthread_cond_destroy(&s->queued);
         pthread_mutex_destroy(&s->mu);

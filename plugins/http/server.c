@@ -465,12 +465,11 @@ static bool is_loopback(const struct sockaddr *a)
     return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)a)->sin6_addr);
 }
 
-static int try_listen(const struct addrinfo *a)
+static int try_bind(const struct addrinfo *a)
 {
     int on = 1, fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return -1;
-    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) || bind(fd, a->ai_addr, a->ai_addrlen) ||
-        listen(fd, 512)) {
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) || bind(fd, a->ai_addr, a->ai_addrlen)) {
         int why = errno;
         close(fd);
         errno = why;
@@ -479,7 +478,15 @@ static int try_listen(const struct addrinfo *a)
     return fd;
 }
 
-static int listen_on(server *s, int *ret_fd, ks_err *err)
+static int cannot_listen(const server *s, int why, ks_err *err)
+{
+    return ks_fail(err, KS_E_CONFIG, "cannot listen on %s port %d: %s%s", s->o->host, (int)s->o->port, strerror(why),
+                   why == EADDRINUSE ? "; another program uses it: stop that, or choose another --port" : "");
+}
+
+/* The port is taken when the plugin is opened, since what comes before start() may take minutes; until then who
+ * connects is refused. */
+int server_bind(server *s, ks_err *err)
 {
     struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV }, *list = NULL, *a;
     char port[16];
@@ -488,13 +495,12 @@ static int listen_on(server *s, int *ret_fd, ks_err *err)
     int rc = getaddrinfo(s->o->host, port, &hints, &list);
     if (rc) return ks_fail(err, KS_E_CONFIG, "--host '%s': %s", s->o->host, gai_strerror(rc));
     for (a = list; a; a = a->ai_next) { /* a name may stand for addresses that this machine lacks */
-        if ((fd = try_listen(a)) >= 0) break;
+        if ((fd = try_bind(a)) >= 0) break;
         if (!why) why = errno;
     }
     if (fd < 0) {
         freeaddrinfo(list);
-        return ks_fail(err, KS_E_CONFIG, "cannot listen on %s port %s: %s%s", s->o->host, port, strerror(why),
-                       why == EADDRINUSE ? "; another program uses it: stop that, or choose another --port" : "");
+        return cannot_listen(s, why, err);
     }
     if (!s->keys.n && !is_loopback(a->ai_addr))
         say(s, KS_LOG_WARN,
@@ -502,7 +508,7 @@ static int listen_on(server *s, int *ret_fd, ks_err *err)
             "or --host 127.0.0.1",
             s->o->host);
     freeaddrinfo(list);
-    *ret_fd = fd;
+    s->listen_fd = fd;
     return 0;
 }
 
@@ -525,10 +531,11 @@ static int start_threads(server *s, ks_err *err)
 int server_start(void *self, const ks_engine_api *api, void *engine, ks_err *err)
 {
     server *s = self;
-    int fd = -1;
     s->api = api;
     s->engine = engine;
-    int rc = listen_on(s, &fd, err);
+    int rc = s->listen_fd < 0 ? server_bind(s, err) : 0; /* after a stop */
+    if (!rc && listen(s->listen_fd, 512)) rc = cannot_listen(s, errno, err);
+    int fd = s->listen_fd;
     if (!rc) rc = start_threads(s, err);
     if (!rc) {
         s->daemon = MHD_start_daemon(
@@ -537,10 +544,12 @@ int server_start(void *self, const ks_engine_api *api, void *engine, ks_err *err
             on_connection, s, MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->o->max_connections,
             MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)s->o->per_ip, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
             HTTP_HEADER_ROOM * ((size_t)s->o->max_header_kb << 10), MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
-        if (!s->daemon) rc = ks_fail(err, KS_E_IO, "cannot start the HTTP server: %s", strerror(errno));
+        if (s->daemon)
+            s->listen_fd = -1; /* it closes it */
+        else
+            rc = ks_fail(err, KS_E_IO, "cannot start the HTTP server: %s", strerror(errno));
     }
     if (rc) {
-        if (fd >= 0 && !s->daemon) close(fd);
         server_stop(s);
         return rc;
     }
@@ -621,6 +630,8 @@ void server_stop(void *self)
         MHD_stop_daemon(s->daemon); /* ends every request that is left, which cancels its jobs */
         s->daemon = NULL;
     }
+    if (s->listen_fd >= 0) close(s->listen_fd);
+    s->listen_fd = -1;
     if (s->reading) {
         pthread_mutex_lock(&s->mu);
         s->reader_stops = true;

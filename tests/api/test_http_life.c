@@ -205,6 +205,31 @@ static void a_used_port_is_named(void **state)
                    "choose another --port",
                    port);
     assert_string_equal(err.msg, want);
+    assert_null(f.self); /* it was told before there was a model */
+    close(fd);
+    assert_int_equal(fixture_run(&f, &err), 0);
+}
+
+/* Two may bind a port before either listens. */
+static void a_port_that_was_taken_meanwhile_is_named(void **state)
+{
+    (void)state;
+    ks_err err = { 0 };
+    struct sockaddr_in a = { .sin_family = AF_INET };
+    socklen_t len = sizeof a;
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
+    char port[16];
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
+    (void)snprintf(port, sizeof port, "%u", ntohs(a.sin_port));
+    fixture_init(&f);
+    fixture_set(&f, "port", port);
+    assert_int_equal(f.plugin->open(&f.host, f.opts, &f.self, &err), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    assert_int_equal(fixture_iface(&f)->start(f.self, &stub_api, &f.engine, &err), KS_E_CONFIG);
+    assert_non_null(strstr(err.msg, "Address already in use; another program uses it"));
     close(fd);
     assert_int_equal(fixture_iface(&f)->start(f.self, &stub_api, &f.engine, &err), 0); /* nothing was left behind */
 }
@@ -319,6 +344,7 @@ int main(void)
         T(stop_while_clients_do_not_read),
         T(stop_while_clients_come_and_go),
         T(a_used_port_is_named),
+        T(a_port_that_was_taken_meanwhile_is_named),
         T(a_bad_host_is_named),
         T(an_open_address_without_a_key_is_warned_of),
         T(key_files_hold_one_key_a_line),
