@@ -2,6 +2,9 @@
 #include "attn_vec.h"
 #include "rows.h"
 
+#include "attn_keys.h"
+#include "attn_pairs.h"
+
 #include "attn_impl.h"
 
 void attn_f32_avx2(const void *args, uint32_t begin, uint32_t end, void *scratch)

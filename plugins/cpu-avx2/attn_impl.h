@@ -1,20 +1,19 @@
 /* ATTN: online softmax over blocks of 32 keys, for any width of vectors: attn_vec.h says which. cpu-avx512 compiles
- * this file, too. [worker]
+ * this file, too; both include attn_vec.h, attn_keys.h and their attn_pairs.h before it. [worker]
  *
  * Units of one kv head are worked on together: a tile is some rows x the query heads of that kv head. Blocks start at
  * multiples of 32 of the absolute position (with `sel`: every 32 of the row's own list), are converted to float once
- * and used by all queries of the tile. K is turned round on the way, so that 32 scores of a query are whole vectors and
- * no sum runs across lanes: a score is one chain of fma over the columns in ascending order, an output one over the
- * keys. What a query does with a block depends on its own keys only, so the tile's shape changes no bit. Per span of
- * KS_ATTN_SPAN positions a query has a maximum, a sum and an output of its own in scratch; at the end of a span they
- * are merged into the total, which lives in the output row itself.
+ * and used by all queries of the tile; attn_pairs.h has another form for few queries, with the same bits. K is turned
+ * round on the way, so that 32 scores of a query are whole vectors and no sum runs across lanes: a score is one chain
+ * of fma over the columns in ascending order, an output one over the keys. What a query does with a block depends on
+ * its own keys only, so the tile's shape changes no bit. Per span of KS_ATTN_SPAN positions a query has a maximum, a
+ * sum and an output of its own in scratch; at the end of a span they are merged into the total, which lives in the
+ * output row itself.
  *
  * Any head size works: scores add up over pieces of K_PIECE columns of K, and columns of V beyond D_MAX are a second
  * pass. */
 #ifndef KS_AVX2_ATTN_IMPL_H
 #define KS_AVX2_ATTN_IMPL_H
-
-#include "attn_keys.h"
 
 #include <math.h>
 
@@ -33,10 +32,8 @@ typedef struct scratch_mem {
     float m_all[QUERIES], l_all[QUERIES]; /* of the spans before */
     uint32_t i0[QUERIES], i1[QUERIES];    /* keys of the block that a row sees */
     block b[2];                           /* this and the next one */
-    struct {
-        const block *next; /* its keys are asked for between the tiles of this block; NULL: there is none */
-        uint32_t key, at, steps;
-    } ahead;
+    ahead ahead;
+    pair_mem pairs;
 } scratch_mem;
 
 _Static_assert(sizeof(scratch_mem) <= ATTN_SCRATCH_BYTES, "attention scratch");
@@ -50,6 +47,7 @@ typedef struct tile {
     uint32_t d0, n_d;      /* columns of V */
     uint32_t o_stride;     /* n_d as whole vectors */
     bool part;             /* the caller splits the keys */
+    bool pairs;            /* keys and values come as pairs; outputs have the order of their columns */
 } tile;
 
 /* First and last key that row r may see without `sel`. */
@@ -60,24 +58,6 @@ static void visible(const ks_attn_args *a, uint32_t r, uint32_t *ret_lo, uint32_
     if (a->chunk && p - p % a->chunk > lo) lo = p - p % a->chunk;
     *ret_lo = lo;
     *ret_hi = p;
-}
-
-/* ---- the next block */
-
-KS_INLINE void ask_up_to(const tile *t, uint32_t key)
-{
-    scratch_mem *mem = t->mem;
-    block_prefetch(mem->ahead.next, mem->ahead.key, key, (size_t)t->a->d_k * t->size, (size_t)t->n_d * t->size);
-    mem->ahead.key = key;
-}
-
-/* A part of it, one of ahead.steps: a core keeps about twenty requests open and waits at the next one, so they must
- * not come at once. */
-KS_INLINE void look_ahead(const tile *t)
-{
-    scratch_mem *mem = t->mem;
-    if (mem->ahead.next && mem->ahead.at < mem->ahead.steps)
-        ask_up_to(t, mem->ahead.next->n * ++mem->ahead.at / mem->ahead.steps);
 }
 
 /* ---- scores */
@@ -123,45 +103,87 @@ static void score_some(const float *const *q, uint32_t c, uint32_t n_q, const fl
 }
 #undef SCORES
 
-/* Columns [c, c + n) of d_k for queries [q0, q1) of the tile and the first n_v vectors of keys. */
-static void scores(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t n, uint32_t n_v)
+/* Columns [c, c + n) of d_k for queries [q0, q1) of the tile and the first n_v vectors of keys. few: from pairs, and
+ * this block follows. */
+static void scores(const tile *t, const block *few, uint32_t q0, uint32_t q1, uint32_t c, uint32_t n, uint32_t n_v)
 {
     for (uint32_t q = q0, n_q; q < q1; q += n_q) {
         n_q = share(q1 - q, SCORE_QUERIES);
-        look_ahead(t);
-        score_some(t->mem->q + q, c, n_q, t->mem->k, n, n_v, t->mem->s + q);
+        look_ahead(&t->mem->ahead);
+        if (few)
+            pair_scores(t->type, t->mem->q + q, c, n_q, t->mem->pairs.k, n, n_v, t->mem->s + q, few);
+        else
+            score_some(t->mem->q + q, c, n_q, t->mem->k, n, n_v, t->mem->s + q);
     }
 }
 
 /* ---- softmax */
 
-/* Scores of keys [i0, i1) to probabilities relative to the new maximum; the others get 0. */
-static void softmax(const tile *t, uint32_t q, uint32_t i0, uint32_t i1)
+/* Scores of a query as they count, in place; those of keys beyond [i0, i1) are -infinity. Returns maxima. */
+KS_INLINE vec final_scores(const tile *t, float *s, uint32_t i0, uint32_t i1)
 {
     const vec scale = v_set1(t->type == KS_T_F8E4M3 ? t->a->scale * 256.0f : t->a->scale), low = v_set1(-INFINITY);
-    float *s = t->mem->s[q], *m = &t->mem->m[q], *l = &t->mem->l[q];
-    bool all = i0 == 0 && i1 == KEYS;
-    vec v[KEYS / LANES], max = low, sum = v_set1(0);
-    for (uint32_t i = 0; i < KEYS / LANES; i++) {
-        v[i] = v_mul(v_load(s + i * LANES), scale);
+    vec max = low;
+    for (uint32_t i = 0; i < KEYS; i += LANES) {
+        vec v = v_mul(v_load(s + i), scale);
         if (t->a->softcap != 0) {
             const vec cap = v_set1(t->a->softcap);
-            v[i] = v_mul(cap, v_tanh(v_div(v[i], cap)));
+            v = v_mul(cap, v_tanh(v_div(v, cap)));
         }
-        if (!all) v[i] = v_in_range(v[i], i * LANES, i0, i1, low);
-        max = v_max(max, v[i]);
+        if (i0 > 0 || i1 < KEYS) v = v_in_range(v, i, i0, i1, low);
+        v_store(s + i, v);
+        max = v_max(max, v);
     }
-    float block_max = v_max_lanes(max), m_new = block_max > *m ? block_max : *m;
-    float keep = *m == m_new ? 1.0f : *m == -INFINITY ? 0.0f : v_exp_1(*m - m_new);
-    for (uint32_t i = 0; i < KEYS / LANES; i++) {
-        vec p = v_exp(v_sub(v[i], v_set1(m_new)));
-        if (!all) p = v_in_range(p, i * LANES, i0, i1, v_set1(0));
-        v_store(s + i * LANES, p);
+    return max;
+}
+
+/* Then to probabilities relative to the maximum m; those of keys beyond [i0, i1) are 0. Returns sums. */
+KS_INLINE vec probabilities(float *s, float m, uint32_t i0, uint32_t i1)
+{
+    vec sum = v_set1(0);
+    for (uint32_t i = 0; i < KEYS; i += LANES) {
+        vec p = v_exp(v_sub(v_load(s + i), v_set1(m)));
+        if (i0 > 0 || i1 < KEYS) p = v_in_range(p, i, i0, i1, v_set1(0));
+        v_store(s + i, p);
         sum = v_add(sum, p);
     }
-    *l = *l * keep + v_sum_lanes(sum);
-    *m = m_new;
-    t->mem->keep[q] = keep;
+    return sum;
+}
+
+static void softmax_1(const tile *t, uint32_t q)
+{
+    scratch_mem *mem = t->mem;
+    uint32_t i0 = mem->i0[q / t->n_h], i1 = mem->i1[q / t->n_h];
+    float *m = &mem->m[q], old = *m, max = v_max_lanes(final_scores(t, mem->s[q], i0, i1));
+    *m = max > old ? max : old;
+    mem->keep[q] = old == *m ? 1.0f : old == -INFINITY ? 0.0f : v_exp_1(old - *m);
+    mem->l[q] = mem->l[q] * mem->keep[q] + v_sum_lanes(probabilities(mem->s[q], *m, i0, i1));
+}
+
+/* n = 4 or 8 queries: maxima, sums and what is kept lie in the lanes of one vector. The same bits as one by one. */
+KS_INLINE void softmax_some(const tile *t, uint32_t q, uint32_t n)
+{
+    scratch_mem *mem = t->mem;
+    vec x[8], old = v_load_fold(mem->m + q, n);
+    for (uint32_t i = 0, r = q / t->n_h, h = q % t->n_h; i < n; i++, h++) {
+        if (h == t->n_h) h = 0, r++;
+        x[i] = final_scores(t, mem->s[q + i], mem->i0[r], mem->i1[r]);
+    }
+    vec m = v_max(v_fold(x, n, true), old), keep = v_keep(old, m);
+    v_store_fold(mem->m + q, m, n);
+    v_store_fold(mem->keep + q, keep, n);
+    for (uint32_t i = 0, r = q / t->n_h, h = q % t->n_h; i < n; i++, h++) {
+        if (h == t->n_h) h = 0, r++;
+        x[i] = probabilities(mem->s[q + i], mem->m[q + i], mem->i0[r], mem->i1[r]);
+    }
+    v_store_fold(mem->l + q, v_add(v_mul(v_load_fold(mem->l + q, n), keep), v_fold(x, n, false)), n);
+}
+
+static void softmax(const tile *t, uint32_t q, uint32_t end)
+{
+    for (; q + 8 <= end; q += 8) softmax_some(t, q, 8);
+    if (q + 4 <= end) softmax_some(t, q, 4), q += 4;
+    for (; q < end; q++) softmax_1(t, q);
 }
 
 /* ---- values */
@@ -200,13 +222,13 @@ static void value_some(const tile *t, uint32_t q, uint32_t n_q, uint32_t c, uint
 }
 #undef VALUES
 
-/* Queries [q0, q1), which see the same keys. */
-static void values(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t n_v, uint32_t i0, uint32_t i1)
+/* Queries [q0, q1), which see the same keys; n columns from c on. */
+static void values(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t n, uint32_t i0, uint32_t i1)
 {
-    for (uint32_t q = q0, n; q < q1; q += n) {
-        n = share(q1 - q, VALUE_QUERIES);
-        look_ahead(t);
-        value_some(t, q, n, c, n_v, i0, i1);
+    for (uint32_t q = q0, n_q; q < q1; q += n_q) {
+        n_q = share(q1 - q, VALUE_QUERIES);
+        look_ahead(&t->mem->ahead);
+        value_some(t, q, n_q, c, (n + LANES - 1) / LANES, i0, i1);
     }
 }
 
@@ -231,36 +253,92 @@ static uint32_t same_rows(const tile *t, uint32_t r)
     return e;
 }
 
+static uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t pieces(uint32_t n, uint32_t of)
+{
+    return (n + of - 1) / of;
+}
+
+/* The block after this one, if there is one, is asked for while this one is worked on, in about as many steps as there
+ * are calls of look_ahead. With few queries attn_pairs.h does that itself. */
+static void begin_ahead(const tile *t, const block *next, uint32_t n_q)
+{
+    const uint32_t d_k = t->a->d_k, v = pieces(t->n_d, V_STRIP);
+    uint32_t steps = pieces(d_k, K_PIECE) * pieces(n_q, SCORE_QUERIES) + v * pieces(n_q, VALUE_QUERIES);
+    if (t->pairs) steps += d_k / PAIR_K_STEP + v * (KEYS / 4);
+    t->mem->ahead = (ahead) { .next = next, .steps = steps, .k_bytes = (size_t)d_k * t->size };
+    t->mem->ahead.v_bytes = (size_t)t->n_d * t->size;
+}
+
+/* Scores of queries [q0, q1). few: they are, and this block follows (or is the same one); else NULL. */
+static void block_scores(const tile *t, const block *b, const block *few, uint32_t q0, uint32_t q1)
+{
+    scratch_mem *mem = t->mem;
+    /* One or two chains of sums wait for themselves: they shall run beside the turning of the next columns. */
+    const uint32_t most = !few ? K_PIECE : q1 - q0 <= 2 ? PAIR_K_STEP : PAIR_K_PIECE;
+    memset(mem->s[q0], 0, sizeof mem->s[0] * (q1 - q0));
+    for (uint32_t c = 0, n; c < t->a->d_k; c += n) {
+        n = smaller(t->a->d_k - c, most);
+        if (t->pairs)
+            pairs_k(t->type, b, c, n, mem->pairs.k, &mem->ahead);
+        else
+            fetch_k(t->type, b, c, n, mem->k);
+        if (t->pairs && !few) pairs_widen_k(t->type, mem->pairs.k, n, mem->k);
+        scores(t, few, q0, q1, c, n, (b->n + LANES - 1) / LANES);
+    }
+}
+
+/* Outputs of the rows [ra, rb). */
+static void block_values(const tile *t, const block *b, uint32_t ra, uint32_t rb)
+{
+    scratch_mem *mem = t->mem;
+    for (uint32_t d = 0, n; d < t->n_d; d += n) {
+        n = smaller(t->n_d - d, V_STRIP);
+        if (t->pairs)
+            pairs_widen_v(t->type, b, t->d0 + d, n, mem->v, &mem->ahead);
+        else
+            fetch_v(t->type, b, t->d0 + d, n, mem->v);
+        for (uint32_t r = ra, e; r < rb; r = e) {
+            e = same_rows(t, r);
+            values(t, r * t->n_h, e * t->n_h, d, n, mem->i0[r], mem->i1[r]);
+        }
+    }
+}
+
+/* The same from pairs. */
+static void block_few_values(const tile *t, const block *b, const block *next, uint32_t ra, uint32_t rb)
+{
+    scratch_mem *mem = t->mem;
+    for (uint32_t r = ra, e; r < rb; r = e) {
+        uint32_t q = r * t->n_h;
+        e = same_rows(t, r);
+        pair_values(t->type, b, &mem->pairs, t->d0, t->n_d, mem->o + (size_t)q * t->o_stride, t->o_stride, mem->s + q,
+                    mem->keep + q, (e - r) * t->n_h, mem->i0[r], mem->i1[r], next);
+    }
+}
+
 /* One block for all queries of the tile. next: the one after it, or NULL. */
 static void run_block(const tile *t, const block *b, const block *next)
 {
-    const ks_attn_args *a = t->a;
     scratch_mem *mem = t->mem;
-    uint32_t ra = 0, rb = t->n_r, n_v = (b->n + LANES - 1) / LANES;
+    uint32_t ra = 0, rb = t->n_r;
     row_ranges(t, b);
     while (ra < rb && mem->i0[ra] >= mem->i1[ra]) ra++; /* both ends of what rows see grow with the row */
     while (rb > ra && mem->i0[rb - 1] >= mem->i1[rb - 1]) rb--;
     if (ra == rb) return;
-    const uint32_t n_q = (rb - ra) * t->n_h;
-    mem->ahead.next = next;
-    mem->ahead.key = mem->ahead.at = 0;
-    mem->ahead.steps = (a->d_k + K_PIECE - 1) / K_PIECE * ((n_q + SCORE_QUERIES - 1) / SCORE_QUERIES) +
-                       (t->n_d + V_STRIP - 1) / V_STRIP * ((n_q + VALUE_QUERIES - 1) / VALUE_QUERIES);
-    memset(mem->s[ra * t->n_h], 0, sizeof mem->s[0] * n_q);
-    for (uint32_t c = 0; c < a->d_k; c += K_PIECE) {
-        uint32_t n = a->d_k - c < K_PIECE ? a->d_k - c : K_PIECE;
-        fetch_k(t->type, b, c, n, mem->k);
-        scores(t, ra * t->n_h, rb * t->n_h, c, n, n_v);
-    }
-    for (uint32_t q = ra * t->n_h; q < rb * t->n_h; q++) softmax(t, q, mem->i0[q / t->n_h], mem->i1[q / t->n_h]);
-    for (uint32_t d = 0; d < t->n_d; d += V_STRIP) {
-        uint32_t n = t->n_d - d < V_STRIP ? t->n_d - d : V_STRIP;
-        fetch_v(t->type, b, t->d0 + d, n, mem->v);
-        for (uint32_t r = ra, e; r < rb; r = e) {
-            e = same_rows(t, r);
-            values(t, r * t->n_h, e * t->n_h, d, (n + LANES - 1) / LANES, mem->i0[r], mem->i1[r]);
-        }
-    }
+    const uint32_t q0 = ra * t->n_h, q1 = rb * t->n_h;
+    const bool few = t->pairs && q1 - q0 <= FEW_QUERIES;
+    begin_ahead(t, few ? NULL : next, q1 - q0);
+    block_scores(t, b, few ? next ? next : b : NULL, q0, q1);
+    softmax(t, q0, q1);
+    if (few)
+        block_few_values(t, b, next ? next : b, ra, rb);
+    else
+        block_values(t, b, ra, rb);
 }
 
 /* ---- spans */
@@ -327,7 +405,8 @@ static void span_end(const tile *t, uint32_t s)
 {
     scratch_mem *mem = t->mem;
     for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
-        const float *o = mem->o + (size_t)q * t->o_stride;
+        float *o = mem->o + (size_t)q * t->o_stride;
+        if (t->pairs) pairs_order(t->type, o, t->n_d);
         if (t->part) {
             float *p = part_of(t, q, s);
             p[0] = mem->m[q];
@@ -465,6 +544,7 @@ static void run_head(const ks_attn_args *a, uint32_t type, uint32_t kvh, uint32_
     const uint32_t n_h = group < most ? group : most, n_r = a->sel || n_h < group ? 1 : most / group;
     tile t = { .a = a, .mem = mem, .type = type, .size = ks_type_bits(type) / 8, .kvh = kvh, .o_stride = o_stride };
     t.part = KS_HAS(a, part_merge) && a->part;
+    t.pairs = pairs_fit(type, a->d_k, a->d_v);
     for (t.d0 = 0; t.d0 < a->d_v; t.d0 += n_d) {
         t.n_d = a->d_v - t.d0 < n_d ? a->d_v - t.d0 : n_d;
         for (uint32_t h = 0; h < group; h += n_h) {

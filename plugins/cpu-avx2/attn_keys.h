@@ -60,6 +60,22 @@ KS_INLINE void block_prefetch(const block *b, uint32_t i0, uint32_t i1, size_t k
     }
 }
 
+/* The block to come, asked for in steps: a core keeps about twenty requests open and waits at the next one, so they
+ * must not come at once. */
+typedef struct ahead {
+    const block *next; /* NULL: there is none */
+    uint32_t key, at, steps;
+    size_t k_bytes, v_bytes;
+} ahead;
+
+KS_INLINE void look_ahead(ahead *w)
+{
+    if (!w->next || w->at >= w->steps) return;
+    uint32_t key = w->next->n * ++w->at / w->steps;
+    block_prefetch(w->next, w->key, key, w->k_bytes, w->v_bytes);
+    w->key = key;
+}
+
 /* n (1..32) bytes and zeros. */
 static __m256i load_some(const uint8_t *p, uint32_t n)
 {

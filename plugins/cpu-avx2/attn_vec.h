@@ -5,6 +5,7 @@
 
 #include "simd.h"
 
+#include <math.h>
 #include <stdbool.h>
 
 typedef __m256 vec;
@@ -174,6 +175,48 @@ KS_INLINE void f8_32(__m256i bytes, int nans, float *dst)
     _mm256_storeu_ps(dst + 8, _mm256_cvtph_ps(_mm256_castsi256_si128(hi)));
     _mm256_storeu_ps(dst + 16, _mm256_cvtph_ps(_mm256_extracti128_si256(lo, 1)));
     _mm256_storeu_ps(dst + 24, _mm256_cvtph_ps(_mm256_extracti128_si256(hi, 1)));
+}
+
+KS_INLINE vec v_add_or_max(vec a, vec b, bool max)
+{
+    return max ? v_max(a, b) : v_add(a, b);
+}
+
+/* v_sum_lanes (v_max_lanes) of n = 4 or 8 vectors at once, the same bits: those of x[i] in lane i. */
+KS_INLINE vec v_fold(const vec *x, uint32_t n, bool max)
+{
+    vec y[4], z[2];
+    for (uint32_t i = 0; i < n / 2; i++)
+        y[i] = v_add_or_max(_mm256_permute2f128_ps(x[2 * i], x[2 * i + 1], 0x20),
+                            _mm256_permute2f128_ps(x[2 * i], x[2 * i + 1], 0x31), max);
+    for (uint32_t i = 0; i < n / 4; i++)
+        z[i] = v_add_or_max(_mm256_shuffle_ps(y[2 * i], y[2 * i + 1], 0x44),
+                            _mm256_shuffle_ps(y[2 * i], y[2 * i + 1], 0xee), max);
+    vec even = z[0], odd = z[n / 4 - 1]; /* pairs of vectors, not numbers */
+    even = v_add_or_max(_mm256_shuffle_ps(even, odd, 0x88), _mm256_shuffle_ps(even, odd, 0xdd), max);
+    return _mm256_permutevar8x32_ps(even, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* The first n = 4 or 8 lanes. */
+KS_INLINE vec v_load_fold(const float *p, uint32_t n)
+{
+    return n == 8 ? v_load(p) : _mm256_castps128_ps256(_mm_loadu_ps(p));
+}
+
+KS_INLINE void v_store_fold(float *p, vec v, uint32_t n)
+{
+    if (n == 8)
+        v_store(p, v);
+    else
+        _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+}
+
+/* e^(old - new) for a maximum that became `new`: 1 where it stayed, 0 where there was none. */
+KS_INLINE vec v_keep(vec old, vec new)
+{
+    vec same = _mm256_cmp_ps(old, new, _CMP_EQ_OQ), none = _mm256_cmp_ps(old, v_set1(-INFINITY), _CMP_EQ_OQ);
+    vec keep = _mm256_andnot_ps(none, v_exp(v_sub(old, new)));
+    return _mm256_blendv_ps(keep, v_set1(1.0f), same);
 }
 
 #endif

@@ -3,6 +3,9 @@
 #include "attn_vec.h"
 #include "rows.h"
 
+#include "../cpu-avx2/attn_keys.h"
+#include "attn_pairs.h"
+
 #include "../cpu-avx2/attn_impl.h"
 
 void attn_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch)

@@ -3,6 +3,7 @@
 #define KS_AVX512_ATTN_VEC_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -214,6 +215,49 @@ KS_INLINE void f8_32(__m256i bytes, int nans, float *dst)
     }
     _mm512_storeu_ps(dst, _mm512_cvtph_ps(_mm512_castsi512_si256(half)));
     _mm512_storeu_ps(dst + 16, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)));
+}
+
+KS_INLINE vec v_add_or_max(vec a, vec b, bool max)
+{
+    return max ? v_max(a, b) : v_add(a, b);
+}
+
+/* v_sum_lanes (v_max_lanes) of n = 4 or 8 vectors at once, the same bits: those of x[i] in lane i. */
+KS_INLINE vec v_fold(const vec *x, uint32_t n, bool max)
+{
+    vec y[4], z[2];
+    for (uint32_t i = 0; i < n / 2; i++)
+        y[i] = v_add_or_max(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),
+                            _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xee), max);
+    for (uint32_t i = 0; i < n / 4; i++)
+        z[i] = v_add_or_max(_mm512_shuffle_f32x4(y[2 * i], y[2 * i + 1], 0x88),
+                            _mm512_shuffle_f32x4(y[2 * i], y[2 * i + 1], 0xdd), max);
+    vec a = z[0], b = z[n / 4 - 1]; /* quarter i: of x[i] and of x[4 + i] */
+    a = v_add_or_max(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee), max);
+    a = v_add_or_max(a, _mm512_permute_ps(a, 0xb1), max);
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), a);
+}
+
+/* The first n = 4 or 8 lanes. */
+KS_INLINE vec v_load_fold(const float *p, uint32_t n)
+{
+    return n == 8 ? _mm512_castps256_ps512(_mm256_loadu_ps(p)) : _mm512_castps128_ps512(_mm_loadu_ps(p));
+}
+
+KS_INLINE void v_store_fold(float *p, vec v, uint32_t n)
+{
+    if (n == 8)
+        _mm256_storeu_ps(p, _mm512_castps512_ps256(v));
+    else
+        _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+}
+
+/* e^(old - new) for a maximum that became `new`: 1 where it stayed, 0 where there was none. */
+KS_INLINE vec v_keep(vec old, vec new)
+{
+    __mmask16 none = _mm512_cmp_ps_mask(old, v_set1(-INFINITY), _CMP_EQ_OQ);
+    vec keep = _mm512_mask_mov_ps(v_exp(v_sub(old, new)), none, v_set1(0));
+    return _mm512_mask_mov_ps(keep, _mm512_cmp_ps_mask(old, new, _CMP_EQ_OQ), v_set1(1.0f));
 }
 
 #endif

@@ -22,6 +22,7 @@ void matmul_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scr
 void attn_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_f8e4m3_vbmi(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void store_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void store_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void store_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
