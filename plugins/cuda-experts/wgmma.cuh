@@ -80,6 +80,14 @@ template <uint32_t N> static __device__ __forceinline__ void wg_hold(float (&d)[
         for (uint32_t i = 0; i < 4; i++) asm volatile("" : "+f"(d[n][i]));
 }
 
+template <uint32_t N> static __device__ __forceinline__ void wg_hold(int32_t (&d)[N][4])
+{
+#pragma unroll
+    for (uint32_t n = 0; n < N; n++)
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) asm volatile("" : "+r"(d[n][i]));
+}
+
 #define WG_R8(a, b, c, d, e, f, g, h) "%" #a ",%" #b ",%" #c ",%" #d ",%" #e ",%" #f ",%" #g ",%" #h
 #define WG_R16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p) \
     WG_R8(a, b, c, d, e, f, g, h) "," WG_R8(i, j, k, l, m, n, o, p)
@@ -111,6 +119,31 @@ WG_PRODUCT(wg_mma_f16, 64, "f16", WG_R32, WG_D32, 32, 33, 34, 35, 36, 37, 38)
 WG_PRODUCT(wg_mma_bf16, 64, "bf16", WG_R32, WG_D32, 32, 33, 34, 35, 36, 37, 38)
 WG_PRODUCT(wg_mma_f16, 128, "f16", WG_R64, WG_D64, 64, 65, 66, 67, 68, 69, 70)
 WG_PRODUCT(wg_mma_bf16, 128, "bf16", WG_R64, WG_D64, 64, 65, 66, 67, 68, 69, 70)
+
+/* The same of signed bytes, exactly. A: 64 x 32, each warp has 16 rows as mma.m16n8k32 has them; B: 32 x N, rows along
+ * k alone, so 32 numbers further on in k are 32 bytes further on. */
+#define WG_PRODUCT_S8(n, regs, ints, a0, a1, a2, a3, at_b, at_add)                                             \
+    static __device__ __forceinline__ void wg_mma_s8(int32_t(&d)[n / 8][4], const uint32_t(&a)[4], uint64_t b, \
+                                                     bool add)                                                 \
+    {                                                                                                          \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #at_add ", 0; wgmma.mma_async.sync.aligned.m64n" #n     \
+                     "k32.s32.s8.s8 {" regs "}, {%" #a0 ",%" #a1 ",%" #a2 ",%" #a3 "}, %" #at_b ", p;}"        \
+                     : ints                                                                                    \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((uint32_t)add));                \
+    }
+
+#define WG_I4(i) "+r"(d[i][0]), "+r"(d[i][1]), "+r"(d[i][2]), "+r"(d[i][3])
+#define WG_I8(i) WG_I4(i), WG_I4(i + 1)
+#define WG_S8_R8 WG_R8(0, 1, 2, 3, 4, 5, 6, 7)
+#define WG_S8_R16 WG_S8_R8 "," WG_R8(8, 9, 10, 11, 12, 13, 14, 15)
+#define WG_S8_R24 WG_S8_R16 "," WG_R8(16, 17, 18, 19, 20, 21, 22, 23)
+#define WG_I16 WG_I8(0), WG_I8(2)
+#define WG_I24 WG_I16, WG_I8(4)
+#define WG_I32 WG_I24, WG_I8(6)
+WG_PRODUCT_S8(16, WG_S8_R8, WG_I8(0), 8, 9, 10, 11, 12, 13)
+WG_PRODUCT_S8(32, WG_S8_R16, WG_I16, 16, 17, 18, 19, 20, 21)
+WG_PRODUCT_S8(48, WG_S8_R24, WG_I24, 24, 25, 26, 27, 28, 29)
+WG_PRODUCT_S8(64, WG_R32, WG_I32, 32, 33, 34, 35, 36, 37)
 
 /* What this thread has written to shared memory is seen by products that begin after a barrier that it meets next. */
 static __device__ __forceinline__ void shared_fence(void)

@@ -248,6 +248,45 @@ static void a_product_of_a_warpgroup_finds_its_factors_where_the_manual_says(voi
     assert_true(early > 0);
 }
 
+static uint32_t wrong_byte_products(uint32_t n, uint32_t how, bool early)
+{
+    int8_t a[64][64], b[64][64];
+    int32_t c[64 * 64];
+    uint32_t x = n + how, wrong = 0;
+    for (uint32_t i = 0; i < 64 * 64; i++) {
+        a[i / 64][i % 64] = (int8_t)((x = x * 1664525u + 1013904223u) >> 24);
+        b[i / 64][i % 64] = (int8_t)((x = x * 1664525u + 1013904223u) >> 24);
+    }
+    int8_t *da = device(sizeof a), *db = device(sizeof b);
+    int32_t *dc = device(sizeof c);
+    ok(cudaMemcpy(da, a, sizeof a, cudaMemcpyHostToDevice));
+    ok(cudaMemcpy(db, b, sizeof b, cudaMemcpyHostToDevice));
+    emu_wg_product_s8(da, db, dc, n, how, early, NULL);
+    ok(cudaMemcpy(c, dc, 64 * n * sizeof *c, cudaMemcpyDeviceToHost));
+    for (uint32_t i = 0; i < 64; i++)
+        for (uint32_t j = 0; j < n; j++) {
+            int32_t sum = 0;
+            for (uint32_t k = 0; k < 64; k++) sum += a[i][k] * b[j][k];
+            wrong += c[i * n + j] != sum;
+        }
+    ok(cudaFree(da));
+    ok(cudaFree(db));
+    ok(cudaFree(dc));
+    return wrong;
+}
+
+static void so_does_one_of_bytes(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        emu_seed(seed);
+        for (uint32_t n = 16; n <= 64; n += 16)
+            for (uint32_t how = EMU_WG_PLAIN; how <= EMU_WG_ROWS_ALONG_K; how++)
+                assert_int_equal(wrong_byte_products(n, how, false), 0);
+    }
+    emu_seed(0);
+}
+
 static uint32_t wrong_hand_overs(bool early)
 {
     enum { ROUNDS = 5 };
@@ -317,6 +356,11 @@ static void not_aligned(void)
 {
     do_wrong(EMU_NOT_ALIGNED, 0);
 }
+static void factor_is_written_early(void)
+{
+    emu_seed(2); /* products are done late */
+    (void)wrong_byte_products(16, EMU_WG_PLAIN, true);
+}
 static void phase_unended(void)
 {
     do_wrong(EMU_PHASE_UNENDED, 0);
@@ -359,6 +403,7 @@ static void what_must_not_be_done_ends_the_process(void **state)
         { part_of_a_block, "nobody can go on" },
         { not_aligned, "is not aligned" },
         { phase_unended, "nobody can go on" },
+        { factor_is_written_early, "were written before their product" },
         { kernel_gets_plain_memory, "which is plain memory of the host" },
         { too_far, NULL },
         { shared_too_far, NULL },
@@ -439,6 +484,7 @@ int main(void)
         cmocka_unit_test(a_product_has_its_fragments_where_the_manual_says),
         cmocka_unit_test(a_copy_in_the_background_comes_when_it_is_waited_for),
         cmocka_unit_test(a_product_of_a_warpgroup_finds_its_factors_where_the_manual_says),
+        cmocka_unit_test(so_does_one_of_bytes),
         cmocka_unit_test(parts_of_a_block_wait_for_each_other),
         cmocka_unit_test(what_must_not_be_done_ends_the_process),
         cmocka_unit_test(arguments_that_cannot_be_are_refused),

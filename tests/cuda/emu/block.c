@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 
 #define WARP 32u
-#define CP_MAX 64u
+#define CP_MAX 128u
 #define PARTS 16u /* barriers of a block */
 #define KERNELS_MAX 256u
 #define SPOILED UINT64_C(0xffffffffffffffff) /* NaN, or an index that does not exist */

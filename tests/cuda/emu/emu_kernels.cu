@@ -146,6 +146,50 @@ void emu_wg_product(const uint16_t *a, const uint16_t *b, float *c, uint32_t n, 
         CU_LAUNCH((wg_kernel<128, false>), 1, 128, 17 << 10, s)(a, b, c, how, early);
 }
 
+/* The same of bytes, in two steps of 32. A (64, 64), B (N, 64); C (64, N). early: A's registers are written before the
+ * products were waited for. */
+template <uint32_t N>
+static __global__ void wg_s8_kernel(const int8_t *a, const int8_t *b, int32_t *c, uint32_t how, bool early)
+{
+    CU_DYNAMIC_SHARED(uint8_t, shared);
+    int8_t *y = (int8_t *)(((uintptr_t)shared + 1023) & ~(uintptr_t)1023);
+    uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, x[2][4];
+    for (uint32_t i = threadIdx.x; i < 64 * N; i += 128) {
+        uint32_t n = i / 64, k = i % 64;
+        y[how == EMU_WG_PLAIN ? n / 8 * 512 + k / 16 * 128 + n % 8 * 16 + k % 16
+                              : n * 128 + (k / 16 ^ n % 8) * 16 + k % 16] = b[i];
+    }
+    for (uint32_t i = 0; i < 8; i++)
+        x[i / 4][i % 4] =
+            *(const uint32_t *)(a + (warp * 16 + g + i % 2 * 8) * 64 + i / 4 * 32 + t * 4 + i % 4 / 2 * 16);
+    int32_t d[N / 8][4];
+    for (uint32_t i = 0; i < N / 2; i++) d[i / 4][i % 4] = 1000;
+    uint64_t m = how == EMU_WG_PLAIN ? wg_matrix(y, 128, 512, false) : wg_matrix(y, 16, 1024, true);
+    shared_fence();
+    __syncthreads();
+    wg_fence();
+    wg_mma_s8(d, x[0], m, false);
+    wg_mma_s8(d, x[1], wg_further(m, how == EMU_WG_PLAIN ? 256 : 32), true);
+    wg_commit();
+    if (early) x[1][0]++;
+    wg_wait<0>();
+    for (uint32_t i = 0; i < N / 2; i++)
+        c[(warp * 16 + g + i % 4 / 2 * 8) * N + i / 4 * 8 + t * 2 + i % 2] = d[i / 4][i % 4];
+}
+
+void emu_wg_product_s8(const int8_t *a, const int8_t *b, int32_t *c, uint32_t n, uint32_t how, bool early,
+                       cudaStream_t s)
+{
+    if (n == 16)
+        CU_LAUNCH(wg_s8_kernel<16>, 1, 128, 9 << 10, s)(a, b, c, how, early);
+    else if (n == 32)
+        CU_LAUNCH(wg_s8_kernel<32>, 1, 128, 9 << 10, s)(a, b, c, how, early);
+    else if (n == 48)
+        CU_LAUNCH(wg_s8_kernel<48>, 1, 128, 9 << 10, s)(a, b, c, how, early);
+    else
+        CU_LAUNCH(wg_s8_kernel<64>, 1, 128, 9 << 10, s)(a, b, c, how, early);
+}
+
 /* Two warps hand numbers over to two others, through one place; early: the readers say that
  * they have read before they do. */
 static __global__ void hand_over_kernel(uint32_t *out, uint32_t n, bool early)

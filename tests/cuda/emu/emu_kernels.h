@@ -17,6 +17,8 @@ void emu_copy(const uint32_t *from, uint32_t *to, bool early, cudaStream_t s);
 enum { EMU_WG_PLAIN, EMU_WG_ROWS_ALONG_K, EMU_WG_ROWS_ALONG_N };
 void emu_wg_product(const uint16_t *a, const uint16_t *b, float *c, uint32_t n, bool bf16, uint32_t how, bool early,
                     cudaStream_t s);
+void emu_wg_product_s8(const int8_t *a, const int8_t *b, int32_t *c, uint32_t n, uint32_t how, bool early,
+                       cudaStream_t s);
 void emu_hand_over(uint32_t *out, uint32_t n, bool early, cudaStream_t s); /* (n, 64) */
 
 enum {

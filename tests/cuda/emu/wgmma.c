@@ -15,16 +15,18 @@ void emu_do_wg_product(void *const *lanes, uint32_t mask);
 void emu_do_wg_commit(void *const *lanes, uint32_t mask);
 void emu_do_wg_wait(void *const *lanes, uint32_t mask);
 
+enum { F16, BF16, S8 };
 struct operands { /* of a lane, as in include/wgmma.cuh */
-    float *d;
+    void *d;
     const uint32_t *a;
     uint64_t b;
     uint32_t n, kind, n_major, add;
 };
 
 typedef struct product {
-    float *d[LANES];
+    void *d[LANES];
     uint32_t a[LANES][4], group;
+    const uint32_t *held[LANES]; /* where a lane has a: S8 alone, whose kernels keep it where it is */
     struct operands of;
 } product;
 
@@ -53,13 +55,39 @@ static float number(uint32_t kind, const uint8_t *p)
 {
     uint16_t h;
     memcpy(&h, p, 2);
-    return kind ? emu_from_bf16(h) : emu_from_f16(h);
+    return kind == BF16 ? emu_from_bf16(h) : emu_from_f16(h);
+}
+
+static void compute_s8(const product *p)
+{
+    static int8_t a[16][32], bt[N_MAX][32];
+    const struct operands *o = &p->of;
+    for (uint32_t i = 0; i < LANES; i++) {
+        if (memcmp(p->a[i], p->held[i], sizeof p->a[i]) != 0)
+            emu_fault("registers of A were written before their product was waited for");
+        for (uint32_t r = 0; r < 4; r++) memcpy(&a[i / 4 + r % 2 * 8][i % 4 * 4 + r / 2 * 16], &p->a[i][r], 4);
+    }
+    for (uint32_t n = 0; n < o->n; n++)
+        for (uint32_t k = 0; k < 32; k += 16) memcpy(&bt[n][k], element(o->b, n, k, false), 16);
+    for (uint32_t i = 0; i < LANES; i++) {
+        int32_t *d = p->d[i];
+        for (uint32_t j = 0; j < o->n / 2; j++) {
+            const int8_t *x = a[i / 4 + j % 4 / 2 * 8], *y = bt[j / 4 * 8 + i % 4 * 2 + j % 2];
+            int32_t sum = 0;
+            for (uint32_t k = 0; k < 32; k++) sum += x[k] * y[k];
+            d[j] = (int32_t)((o->add ? (uint32_t)d[j] : 0) + (uint32_t)sum);
+        }
+    }
 }
 
 static void compute(const product *p)
 {
     static float a[16][16], bt[N_MAX][16];
     const struct operands *o = &p->of;
+    if (o->kind == S8) {
+        compute_s8(p);
+        return;
+    }
     for (uint32_t i = 0; i < LANES; i++)
         for (uint32_t r = 0; r < 4; r++)
             for (uint32_t h = 0; h < 2; h++)
@@ -71,9 +99,10 @@ static void compute(const product *p)
     for (uint32_t i = 0; i < LANES; i++)
         for (uint32_t j = 0; j < o->n / 2; j++) {
             const float *x = a[i / 4 + j % 4 / 2 * 8], *y = bt[j / 4 * 8 + i % 4 * 2 + j % 2];
-            double sum = o->add ? (double)p->d[i][j] : 0;
+            float *d = (float *)p->d[i] + j;
+            double sum = o->add ? (double)*d : 0;
             for (uint32_t k = 0; k < 16; k++) sum += (double)x[k] * (double)y[k];
-            p->d[i][j] = (float)sum;
+            *d = (float)sum;
         }
 }
 
@@ -102,6 +131,7 @@ void emu_do_wg_product(void *const *lanes, uint32_t mask)
         const struct operands *o = lanes[i];
         if (o->b != p->of.b || o->n != p->of.n || o->add != p->of.add) emu_fault("lanes want different products");
         p->d[i] = o->d;
+        p->held[i] = o->a;
         memcpy(p->a[i], o->a, sizeof p->a[i]);
     }
     if (!emu_late()) compute_before(warp, UINT32_MAX);

@@ -48,10 +48,11 @@ template <int LEFT> static inline void wg_wait(void)
 }
 
 template <uint32_t N> static inline void wg_hold(float (&)[N][4]) {}
+template <uint32_t N> static inline void wg_hold(int32_t (&)[N][4]) {}
 
-enum { EMU_WG_F16, EMU_WG_BF16 };
+enum { EMU_WG_F16, EMU_WG_BF16, EMU_WG_S8 };
 struct emu_wg {
-    float *d;
+    void *d;
     const uint32_t *a;
     uint64_t b;
     uint32_t n, kind, n_major, add;
@@ -68,6 +69,12 @@ template <bool N_MAJOR, uint32_t N>
 static inline void wg_mma_bf16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b, bool add)
 {
     emu_wg w = { d[0], a, b, 8 * N, EMU_WG_BF16, N_MAJOR, add };
+    emu_collective(~0u, emu_do_wg_product, &w);
+}
+
+template <uint32_t N> static inline void wg_mma_s8(int32_t (&d)[N][4], const uint32_t (&a)[4], uint64_t b, bool add)
+{
+    emu_wg w = { d[0], a, b, 8 * N, EMU_WG_S8, false, add };
     emu_collective(~0u, emu_do_wg_product, &w);
 }
 
