@@ -122,6 +122,7 @@ static int set_up(cu_dev *d, cu_plugin *plugin, uint64_t budget, ks_err *err)
     d->n_sms = (uint32_t)p.multiProcessorCount;
     d->shared_max = p.sharedMemPerBlockOptin;
     d->early = d->opts->early && p.major >= 9;
+    d->wg_blocks = d->opts->warpgroups && cu_has_warpgroups() ? d->n_sms : 0;
     d->context = plugin->context[d->index];
     d->budget = cu_plan_budget(budget, free_bytes, d->context);
     if (budget > free_bytes + d->context)

@@ -28,16 +28,17 @@ typedef struct cu_plugin {
 } cu_plugin;
 
 typedef struct cu_options {
-    int64_t resident; /* most experts that stay, -1: all that fit */
-    int64_t ring;     /* places for experts on their way, 0: about 512 MB */
-    int64_t piece;    /* rows that a long step computes together, 0: the device's choice */
-    int64_t in_place; /* steps of at most so many rows read cold experts where they lie */
-    int64_t ahead;    /* layers launched before the host has answered, whose sums wait for it on the device */
-    int64_t patience; /* seconds that host and device wait for each other in a step */
-    int32_t graphs;   /* steps of few rows are recorded (graph.c) */
-    int32_t fuse;     /* neighbouring ops of steps of few rows are one launch (fuse.c) */
-    int32_t early;    /* kernels begin before the ones before them have ended (ptx.cuh) */
-    int32_t apart;    /* each buffer is an allocation of its own, for memory checkers */
+    int64_t resident;   /* most experts that stay, -1: all that fit */
+    int64_t ring;       /* places for experts on their way, 0: about 512 MB */
+    int64_t piece;      /* rows that a long step computes together, 0: the device's choice */
+    int64_t in_place;   /* steps of at most so many rows read cold experts where they lie */
+    int64_t ahead;      /* layers launched before the host has answered, whose sums wait for it on the device */
+    int64_t patience;   /* seconds that host and device wait for each other in a step */
+    int32_t graphs;     /* steps of few rows are recorded (graph.c) */
+    int32_t fuse;       /* neighbouring ops of steps of few rows are one launch (fuse.c) */
+    int32_t early;      /* kernels begin before the ones before them have ended (ptx.cuh) */
+    int32_t warpgroups; /* kernels that use the products of warpgroups, where the device has them (wgmma.cuh) */
+    int32_t apart;      /* each buffer is an allocation of its own, for memory checkers */
 } cu_options;
 
 /* What device memory is for: the rows of the plan, in the order of their names in plan.c. Weights that always stay are
@@ -235,6 +236,7 @@ typedef struct cu_dev {
     size_t shared_max;   /* a block's shared memory */
     bool early;          /* asked for, and the device can */
     uint32_t n_sms;
+    uint32_t wg_blocks; /* of cu_matmul */
     cudaStream_t compute, copy;
     struct cu_block *blocks;
     uint32_t n_blocks, cap_blocks;

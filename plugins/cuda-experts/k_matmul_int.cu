@@ -311,6 +311,8 @@ void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)
     if (!m->n_rows || !m->n_mat) return;
     if (m->n_rows <= FEW_ROWS)
         cu_launch_matmul_few(m, s);
+    else if (m->wg_blocks)
+        cu_launch_matmul_wg(m, s);
     else if (m->type == KS_T_I8)
         launch<KS_T_I8>(m, s);
     else if (m->type == KS_T_I4)

@@ -77,10 +77,11 @@ typedef struct cu_matmul {
     const uint32_t *n_refs; /* (1) how many refs there really are; NULL: n_mat */
     const uint32_t *rows;
     uint32_t x_mul, x_add;
-    uint32_t n_pairs, _pad; /* with refs: rows of all matrices together, at most */
-    cu_act act;             /* I8, I4, MXFP4; q NULL: the product quantizes x, or what glu makes, by itself */
-    const float *x;         /* F32, BF16 */
-    cu_glu glu;             /* its rows are p; n 0: none */
+    uint32_t n_pairs;   /* with refs: rows of all matrices together, at most */
+    uint32_t wg_blocks; /* multiprocessors; 0: many rows do not use the products of warpgroups either */
+    cu_act act;         /* I8, I4, MXFP4; q NULL: the product quantizes x, or what glu makes, by itself */
+    const float *x;     /* F32, BF16 */
+    cu_glu glu;         /* its rows are p; n 0: none */
     size_t x_stride;
     float *y;
     size_t y_stride, y_mat;
@@ -92,6 +93,7 @@ typedef struct cu_matmul {
 } cu_matmul;
 
 void cu_launch_matmul(const cu_matmul *m, cu_stream s);
+int cu_has_warpgroups(void); /* the products of warpgroups: the current device, in this build */
 /* May a product of so many rows and columns quantize by itself? Each block does, so the outputs are bounded, too. With
  * 16 rows that takes longer than a launch. */
 static inline int cu_quantizes(uint32_t n_rows, uint32_t n_in, uint32_t n_out)

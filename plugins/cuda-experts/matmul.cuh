@@ -6,6 +6,7 @@
 
 extern "C" void cu_launch_matmul_int(const cu_matmul *m, cu_stream s);
 extern "C" void cu_launch_matmul_few(const cu_matmul *m, cu_stream s); /* at most 16 rows a matrix */
+extern "C" void cu_launch_matmul_wg(const cu_matmul *m, cu_stream s);  /* where m->wg_blocks is not 0 */
 
 static __device__ __forceinline__ uint32_t t16_n_in(uint32_t n_in)
 {

@@ -27,6 +27,7 @@ cu_matmul cu_matmul_of(const cu_dev *d, int32_t index, uint32_t n_rows)
                          .w_stride = d->weights[index].stride,
                          .strip_bytes = ks_t16_strip_bytes(w->type, w->n_in, w->group),
                          .x_mul = 1,
+                         .wg_blocks = d->wg_blocks,
                          .scale = 1 };
 }
 

@@ -48,7 +48,7 @@ static __device__ __forceinline__ uint64_t wg_matrix(const void *p, uint32_t lea
 /* What begins `bytes` further on. */
 static __device__ __forceinline__ uint64_t wg_further(uint64_t matrix, uint32_t bytes)
 {
-    return matrix + (bytes >> 4);
+    return (matrix & UINT64_C(0xffffffff00000000)) | ((uint32_t)matrix + (bytes >> 4)); /* addresses have 14 bits */
 }
 
 /* ---- products */

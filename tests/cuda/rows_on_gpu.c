@@ -14,6 +14,7 @@ static uint8_t *arena;
 static size_t used;
 static cudaError_t error;
 static int error_line;
+static uint32_t wg_blocks; /* of products */
 
 int gpu_rows_open(char *why, size_t cap)
 {
@@ -24,6 +25,13 @@ int gpu_rows_open(char *why, size_t cap)
     if (rc == cudaSuccess) return 0;
     (void)snprintf(why, cap, "%s", cudaGetErrorString(rc));
     return -1;
+}
+
+int gpu_rows_by_warpgroups(uint32_t blocks)
+{
+    if (blocks && !cu_has_warpgroups()) return -1;
+    wg_blocks = blocks;
+    return 0;
 }
 
 void gpu_rows_close(void)
@@ -138,6 +146,7 @@ static void matmul(uint32_t type, const ks_matmul_args *a, uint32_t begin, uint3
                     .strip_bytes = a->strip_bytes,
                     .x_mul = 1,
                     .y_stride = o1 - o0,
+                    .wg_blocks = wg_blocks,
                     .scale = 1 };
     m.w = taken((const uint8_t *)a->w + begin * a->strip_bytes, (end - begin) * a->strip_bytes);
     m.rows = taken(a->rows, (size_t)a->n_rows * 4);

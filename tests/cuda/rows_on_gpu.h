@@ -8,6 +8,9 @@
 /* 0, or -1 with the reason: there is no GPU here. */
 int gpu_rows_open(char *why, size_t cap);
 void gpu_rows_close(void);
+/* From now on products of many rows are those of warpgroups, on so many multiprocessors; 0: of warps. -1: they are not
+ * there. */
+int gpu_rows_by_warpgroups(uint32_t blocks);
 /* NULL: there is no such row. */
 const ks_kernel *gpu_row(uint32_t op, uint32_t wtype);
 /* The first CUDA error since the last question, "" if there was none. */

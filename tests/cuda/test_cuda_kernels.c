@@ -47,9 +47,24 @@ static void keeps_the_rules(uint32_t op, uint32_t wtype)
 ROWS_UNDER_TEST(TEST)
 #undef TEST
 
+static void products_by_warpgroups_keep_the_rules(void **state)
+{
+    (void)state;
+    if (no_gpu[0]) skip();
+    if (gpu_rows_by_warpgroups(3) != 0) {
+        print_message("skipped: this GPU, or this build for it, has no products of warpgroups\n");
+        skip();
+    }
+    keeps_the_rules(KS_K_MATMUL, KS_T_I8);
+    keeps_the_rules(KS_K_MATMUL, KS_T_I4);
+    keeps_the_rules(KS_K_MATMUL, KS_T_MXFP4);
+    (void)gpu_rows_by_warpgroups(0);
+}
+
 int main(void)
 {
 #define ENTRY(NAME, OP, TYPE) cmocka_unit_test(NAME##_keeps_the_rules),
-    const struct CMUnitTest tests[] = { ROWS_UNDER_TEST(ENTRY) };
+    const struct CMUnitTest tests[] = { ROWS_UNDER_TEST(ENTRY)
+                                            cmocka_unit_test(products_by_warpgroups_keep_the_rules) };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -76,7 +76,7 @@ static int open_app(const char *dir, const char *const *settings, ks_config **c,
     for (; !rc && *settings; settings += 2) {
         char ini[128];
         bool plugin = strcmp(settings[0], "resident") == 0 || strcmp(settings[0], "ring") == 0 ||
-                      strcmp(settings[0], "piece") == 0;
+                      strcmp(settings[0], "piece") == 0 || strcmp(settings[0], "warpgroups") == 0;
         int n = snprintf(ini, sizeof ini, "[cuda-experts]\n%s = %s\n", settings[0], settings[1]);
         rc = plugin ? ks_config_parse_ini(*c, ini, (size_t)n, "test", KS_FROM_FILE, err)
                     : ks_config_set(*c, settings[0], settings[1], KS_FROM_FLAG, "test", err);
@@ -142,6 +142,10 @@ static const struct mode {
       "16 of 16 experts stay, 0 places",
       { "piece", "100", "expert-divisor", "1", "step-tokens", "4096" } },
     { "0 of 48 experts stay, 2 places", NULL, { "piece", "64", "resident", "0", "ring", "2", "step-tokens", "512" } },
+    { "48 of 48 experts stay, 0 places",
+      "16 of 16 experts stay, 0 places",
+      { "warpgroups", "1", "expert-divisor", "1" } },
+    { "24 of 48 experts stay, 24 places", NULL, { "warpgroups", "1", "expert-divisor", "2" } },
 };
 
 static void compare(const char *dir, uint32_t n)

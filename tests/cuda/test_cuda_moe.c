@@ -199,6 +199,128 @@ static void grouped_products_have_the_bits_of_single_ones(void **st)
     product_of(KS_T_MXFP4, 160, 32);
 }
 
+/* Many rows: what is computed by warpgroups has the bits of what is computed by warps, and nothing else is written.
+ * Matrices share their rows (x_add) or, with refs, have the rows that `rows` names. */
+typedef struct many {
+    uint32_t type, group, n_in, n_out, n_mat, n_rows, stride; /* n_rows: of each, without refs; stride: of y */
+    const uint32_t *n_of;                                     /* with refs: rows of each */
+    uint32_t blocks;
+    bool finished;
+} many;
+
+static void fill_scales_of(cu_matmul *m, const many *a, uint32_t pairs)
+{
+    float *bias = some((size_t)a->n_mat * a->n_out * 4, true);
+    m->bias = a->finished ? bias : NULL;
+    m->bias_stride = a->n_out;
+    m->scale = a->finished ? 0.75f : 1;
+    m->softcap = a->finished ? 30 : 0;
+    m->act.scale = some((size_t)pairs * m->act.scale_stride * 4, true);
+    if (!a->finished) ok(cudaFree(bias));
+}
+
+static void many_rows_of(const many *a)
+{
+    const uint32_t strips = (a->n_out + 15) / 16, n_in = (a->n_in + 31) / 32 * 32, n_x = 61;
+    cu_matmul m = { .type = a->type, .n_in = a->n_in, .n_out = a->n_out, .group = a->group, .n_mat = a->n_mat };
+    cu_ref refs[40];
+    uint32_t pairs = a->n_of ? 0 : a->n_rows, *rows = calloc(8192, sizeof *rows);
+    m.n_rows = a->n_rows;
+    m.strip_bytes = ks_t16_strip_bytes(a->type, a->n_in, a->group);
+    m.w_stride = strips * m.strip_bytes;
+    uint8_t *w = malloc(a->n_mat * m.w_stride);
+    assert_true(w && rows && a->n_mat <= 40);
+    for (size_t i = 0; i < a->n_mat * m.w_stride; i++) w[i] = (uint8_t)below(256);
+    for (uint32_t s = 0; s < a->n_mat * strips; s++) {
+        cu_matmul padded = m;
+        padded.n_in = n_in;
+        set_scales(w + s * m.strip_bytes, &padded);
+    }
+    uint8_t *w_dev = up(w, a->n_mat * m.w_stride);
+    m.w = a->n_of ? NULL : w_dev;
+    m.w_off = 0;
+    for (uint32_t i = 0, tile = 0; a->n_of && i < a->n_mat; i++) {
+        refs[i] = (cu_ref) { w_dev + (a->n_mat - 1 - i) * m.w_stride, i, pairs, a->n_of[i], tile };
+        pairs += a->n_of[i];
+        tile += cu_tiles(a->n_of[i]);
+        m.n_rows = a->n_of[i] > m.n_rows ? a->n_of[i] : m.n_rows;
+    }
+    assert_true(pairs <= 8192);
+    for (uint32_t i = 0; i < pairs; i++) rows[i] = below(n_x);
+    const uint32_t n_act = a->n_of ? n_x : pairs * a->n_mat, all = pairs * (a->n_of ? 1 : a->n_mat);
+    m.x_mul = a->n_of ? 1 : a->n_mat;
+    m.x_add = 1;
+    m.act = (cu_act) { .q_stride = n_in + 32, .scale_stride = (n_in + 127) / 128 };
+    m.act.q = some((size_t)n_act * m.act.q_stride, false);
+    fill_scales_of(&m, a, n_act);
+    m.rows = a->n_of ? up(rows, pairs * sizeof *rows) : NULL;
+    m.refs = a->n_of ? up(refs, a->n_mat * sizeof *refs) : NULL;
+    m.n_refs = a->n_of ? up(&a->n_mat, sizeof a->n_mat) : NULL;
+    m.n_pairs = pairs;
+    m.y_stride = a->stride;
+    m.y_mat = (size_t)pairs * a->stride;
+    const size_t bytes = (size_t)all * a->stride * 4;
+    float *y[2] = { malloc(bytes), malloc(bytes) };
+    assert_true(y[0] && y[1]);
+    for (uint32_t i = 0; i < 2; i++) {
+        memset(y[i], 0x55, bytes);
+        float *y_dev = m.y = up(y[i], bytes);
+        m.wg_blocks = i ? a->blocks : 0;
+        cu_launch_matmul(&m, NULL);
+        ok(cudaGetLastError());
+        ok(cudaDeviceSynchronize());
+        down(y[i], y_dev, bytes);
+    }
+    if (memcmp(y[0], y[1], bytes) != 0)
+        fail_msg("type %u, %u columns, groups of %u, %u outputs, %u blocks", a->type, a->n_in, a->group, a->n_out,
+                 a->blocks);
+    const void *held[] = { w_dev, m.act.q, m.act.scale, m.rows, m.refs, m.n_refs, m.bias };
+    for (uint32_t i = 0; i < 7; i++) ok(cudaFree((void *)(uintptr_t)held[i]));
+    free(w);
+    free(rows);
+    free(y[0]);
+    free(y[1]);
+}
+
+static void products_of_warpgroups_have_the_bits_of_those_of_warps(void **st)
+{
+    static const struct {
+        uint32_t type, group, n_in;
+    } kinds[] = { { KS_T_I4, 128, 256 },   { KS_T_I4, 64, 192 },    { KS_T_I4, 32, 1184 },
+                  { KS_T_I8, 128, 1664 },  { KS_T_I8, 64, 64 },     { KS_T_I8, 32, 96 },
+                  { KS_T_MXFP4, 32, 160 }, { KS_T_MXFP4, 64, 320 }, { KS_T_MXFP4, 128, 128 } };
+    static const uint32_t n_of[36] = { 0,   17, 64, 65, 0, 129, 300, 33, 128, 1, 96, 97, 32, 0, 0, 256, 16, 2,
+                                       127, 31, 5,  0,  0, 1,   1,   1,  1,   1, 1,  1,  1,  1, 1, 1,   45, 80 };
+    static const uint32_t more_of[8] = { 300, 0, 513, 200, 65, 129, 256, 193 }; /* tiles of up to 256 rows */
+    (void)st;
+    if (no_gpu[0]) skip();
+    if (!cu_has_warpgroups()) {
+        print_message("skipped: this GPU, or this build for it, has no products of warpgroups\n");
+        skip();
+    }
+    for (uint32_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        many a = { .type = kinds[i].type, .group = kinds[i].group, .n_in = kinds[i].n_in, .blocks = 1 + i };
+        a.n_out = i % 3 == 0 ? 200 : i % 3 == 1 ? 77 : 256;
+        a.stride = a.n_out + i % 2;
+        a.n_of = n_of;
+        a.n_mat = 36;
+        a.finished = i % 4 == 3;
+        many_rows_of(&a);
+        a.n_of = more_of;
+        a.n_mat = 8;
+        a.n_out = i % 3 == 0 ? 77 : 130;
+        a.stride = a.n_out + i % 2;
+        many_rows_of(&a);
+        a.n_of = NULL; /* heads of latent attention, or one matrix */
+        a.n_mat = i % 2 ? 3 : 1;
+        a.n_rows = 17 + i * 83 % 290;
+        a.n_out = 128 + i;
+        a.stride = a.n_out;
+        a.finished = i % 2;
+        many_rows_of(&a);
+    }
+}
+
 /* A product that quantizes its rows, or what GLU makes of them, against one of what was quantized before. */
 static void own_of(uint32_t type, uint32_t n_in, uint32_t n_rows, bool with_glu)
 {
@@ -326,6 +448,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(pairs_are_sorted_by_expert_and_row),
                                         cmocka_unit_test(grouped_products_have_the_bits_of_single_ones),
+                                        cmocka_unit_test(products_of_warpgroups_have_the_bits_of_those_of_warps),
                                         cmocka_unit_test(products_quantize_as_if_it_had_been_done_before),
                                         cmocka_unit_test(activations_are_quantized_as_if_they_had_been_stored) };
     return cmocka_run_group_tests(tests, set_up, NULL);
