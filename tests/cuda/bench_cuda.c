@@ -31,7 +31,8 @@ static void *at(size_t *used, size_t bytes)
     return p;
 }
 
-static int run(const shape *s)
+/* wg_blocks: of cu_matmul. */
+static int run(const shape *s, uint32_t wg_blocks)
 {
     uint32_t group = s->type == KS_T_BF16 ? 0 : 128;
     size_t strip = ks_t16_strip_bytes(s->type, s->n_in, group), mat = strip * ks_t16_strips(s->n_out), used = 0;
@@ -55,6 +56,7 @@ static int run(const shape *s)
                     .strip_bytes = strip,
                     .x_mul = 1,
                     .y_stride = s->n_out,
+                    .wg_blocks = wg_blocks,
                     .scale = 1 };
     m.x = at(&used, (size_t)pairs * s->n_in * 4);
     m.x_stride = s->n_in;
@@ -81,8 +83,8 @@ static int run(const shape *s)
         double t = seconds(a, b) / n;
         if (t < best) best = t;
     }
-    printf("%-34s %8.1f us  %7.0f GB/s of weights  %7.1f TOP/s  (%s)\n", s->what, best * 1e6,
-           (double)mat * s->n_mat / best / 1e9, 2.0 * s->n_in * s->n_out * pairs / best / 1e12,
+    printf("%-34s %8.1f us  %7.0f GB/s of weights  %7.1f TOP/s  (%s)\n", wg_blocks ? "    by warpgroups" : s->what,
+           best * 1e6, (double)mat * s->n_mat / best / 1e9, 2.0 * s->n_in * s->n_out * pairs / best / 1e12,
            cudaGetErrorString(cudaGetLastError()));
     return 0;
 }
@@ -146,13 +148,18 @@ int main(void)
         { "i4 experts 8x1, down 30B", KS_T_I4, 768, 2048, 8, 1 },
         { "i4 experts 128x16", KS_T_I4, 2048, 1536, 128, 16 },
         { "i4 experts 128x32", KS_T_I4, 2048, 1536, 128, 32 },
+        { "i4 experts 128x64", KS_T_I4, 2048, 1536, 128, 64 },
         { "i4 experts 128x128", KS_T_I4, 2048, 1536, 128, 128 },
         { "i4 experts 128x512", KS_T_I4, 2048, 1536, 128, 512 },
+        { "i4 experts 128x128, down 30B", KS_T_I4, 768, 2048, 128, 128 },
         { "i8 experts 128x128", KS_T_I8, 2048, 1536, 128, 128 },
+        { "i8 experts 128x512", KS_T_I8, 2048, 1536, 128, 512 },
         { "mxfp4 experts 128x128", KS_T_MXFP4, 2048, 1536, 128, 128 },
         { "i8 dense 1 row 2048x4096", KS_T_I8, 2048, 4096, 1, 1 },
         { "i8 head 1 row 2048x151936", KS_T_I8, 2048, 151936, 1, 1 },
         { "i8 dense 2048 rows 2048x4096", KS_T_I8, 2048, 4096, 1, 2048 },
+        { "i8 dense 2048 rows 4096x2048", KS_T_I8, 4096, 2048, 1, 2048 },
+        { "i8 dense 2048 rows 2048x512", KS_T_I8, 2048, 512, 1, 2048 },
         { "bf16 router 1 row 2048x128", KS_T_BF16, 2048, 128, 1, 1 },
         { "bf16 dense 512 rows 2048x4096", KS_T_BF16, 2048, 4096, 1, 512 },
     };
@@ -176,7 +183,13 @@ int main(void)
     const double bf16 = cublas_rate("cuBLAS bf16, 8192^3", CUDA_R_16BF, CUDA_R_16BF, CUBLAS_COMPUTE_32F);
     const double int8 = cublas_rate("cuBLAS int8, 8192^3", CUDA_R_8I, CUDA_R_32I, CUBLAS_COMPUTE_32I);
     printf("for krasis bench model: --gpu-peak %.0f,%.0f,%.0f\n", int8, bf16, mem_rate);
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
-        if (run(&shapes[i])) printf("%s: does not fit\n", shapes[i].what);
+    int n_sms = 0;
+    (void)cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
+    const bool wg = cu_has_warpgroups();
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const shape *s = &shapes[i];
+        if (run(s, 0)) printf("%s: does not fit\n", s->what);
+        if (wg && s->type != KS_T_BF16 && s->rows > 16) (void)run(s, (uint32_t)n_sms);
+    }
     return 0;
 }
