@@ -125,6 +125,21 @@ static __device__ __forceinline__ uint32_t e4m3x2_to_f16(uint32_t codes)
     return r;
 }
 
+/* All four. */
+static __device__ __forceinline__ uint2 e4m3x4_to_f16(uint32_t codes)
+{
+    uint2 r;
+#if __CUDA_ARCH__ >= 890
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.rn.f16x2.e4m3x2 %0, l; cvt.rn.f16x2.e4m3x2 %1, h;}"
+        : "=r"(r.x), "=r"(r.y)
+        : "r"(codes)); /* no shift: the instruction takes either half */
+#else
+    r.x = e4m3x2_to_f16(codes);
+    r.y = e4m3x2_to_f16(codes >> 16);
+#endif
+    return r;
+}
+
 /* 2^x within 2 ulp; below 2^-126 it is 0. */
 static __device__ __forceinline__ float ex2(float x)
 {

@@ -27,9 +27,20 @@ static inline bool wg_is_there(void)
 
 #if CU_WGMMA
 
+/* type *name: the launch's shared bytes but for up to 1023 of them, from an address that 1024 divides. */
+#define CU_DYNAMIC_SHARED_1024(type, name) extern __shared__ __align__(1024) type name[]
+
 static __device__ __forceinline__ uint32_t shared_address(const void *p)
 {
     return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* What is the same in all lanes, and now the compiler knows: products want their matrices in uniform registers. */
+static __device__ __forceinline__ uint32_t uniform(uint32_t v)
+{
+    uint32_t r;
+    asm volatile("redux.sync.or.b32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v));
+    return r;
 }
 
 /* ---- a matrix in shared memory, as products read it
@@ -45,7 +56,7 @@ static __device__ __forceinline__ uint64_t wg_matrix(const void *p, uint32_t lea
            (uint64_t)swizzled << 62;
 }
 
-/* What begins `bytes` further on. */
+/* What begins `bytes` further on. Without a carry: addresses have 14 bits of 16 bytes. */
 static __device__ __forceinline__ uint64_t wg_further(uint64_t matrix, uint32_t bytes)
 {
     return (matrix & UINT64_C(0xffffffff00000000)) | ((uint32_t)matrix + (bytes >> 4)); /* addresses have 14 bits */
@@ -144,6 +155,23 @@ WG_PRODUCT_S8(16, WG_S8_R8, WG_I8(0), 8, 9, 10, 11, 12, 13)
 WG_PRODUCT_S8(32, WG_S8_R16, WG_I16, 16, 17, 18, 19, 20, 21)
 WG_PRODUCT_S8(48, WG_S8_R24, WG_I24, 24, 25, 26, 27, 28, 29)
 WG_PRODUCT_S8(64, WG_R32, WG_I32, 32, 33, 34, 35, 36, 37)
+
+/* The same with A in shared memory, rows along k. */
+#define WG_PRODUCT_SHARED(name, n, type, regs, floats, at_a, at_b, at_add, at_major)                              \
+    template <bool N_MAJOR>                                                                                       \
+    static __device__ __forceinline__ void name(float(&d)[n / 8][4], uint64_t a, uint64_t b, bool add)            \
+    {                                                                                                             \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #at_add ", 0; wgmma.mma_async.sync.aligned.m64n" #n        \
+                     "k16.f32." type "." type " {" regs "}, %" #at_a ", %" #at_b ", p, 1, 1, 0, %" #at_major ";}" \
+                     : floats                                                                                     \
+                     : "l"(a), "l"(b), "r"((uint32_t)add), "n"((int)N_MAJOR));                                    \
+    }
+
+#define WG_R16_FIRST WG_R16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+WG_PRODUCT_SHARED(wg_mma_f16, 32, "f16", WG_R16_FIRST, WG_D16(0), 16, 17, 18, 19)
+WG_PRODUCT_SHARED(wg_mma_bf16, 32, "bf16", WG_R16_FIRST, WG_D16(0), 16, 17, 18, 19)
+WG_PRODUCT_SHARED(wg_mma_f16, 64, "f16", WG_R32, WG_D32, 32, 33, 34, 35)
+WG_PRODUCT_SHARED(wg_mma_bf16, 64, "bf16", WG_R32, WG_D32, 32, 33, 34, 35)
 
 /* What this thread has written to shared memory is seen by products that begin after a barrier that it meets next. */
 static __device__ __forceinline__ void shared_fence(void)

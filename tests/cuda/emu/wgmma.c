@@ -21,12 +21,13 @@ struct operands { /* of a lane, as in include/wgmma.cuh */
     const uint32_t *a;
     uint64_t b;
     uint32_t n, kind, n_major, add;
+    uint64_t a_matrix;
 };
 
 typedef struct product {
     void *d[LANES];
-    uint32_t a[LANES][4], group;
-    const uint32_t *held[LANES]; /* where a lane has a: S8 alone, whose kernels keep it where it is */
+    uint32_t a[LANES][4], group, warp; /* warp: of its warpgroup */
+    const uint32_t *held[LANES];       /* where a lane has a: S8 alone, whose kernels keep it where it is */
     struct operands of;
 } product;
 
@@ -88,11 +89,14 @@ static void compute(const product *p)
         compute_s8(p);
         return;
     }
-    for (uint32_t i = 0; i < LANES; i++)
+    for (uint32_t i = 0; i < LANES && o->a; i++)
         for (uint32_t r = 0; r < 4; r++)
             for (uint32_t h = 0; h < 2; h++)
                 a[i / 4 + r % 2 * 8][i % 4 * 2 + r / 2 * 8 + h] =
                     number(o->kind, (const uint8_t *)&p->a[i][r] + 2 * h); /* little end first */
+    for (uint32_t m = 0; m < 16 && !o->a; m++)
+        for (uint32_t k = 0; k < 16; k++)
+            a[m][k] = number(o->kind, element(o->a_matrix, p->warp * 16 + m, 2 * k, false));
     for (uint32_t n = 0; n < o->n; n++)
         for (uint32_t k = 0; k < 16; k++)
             bt[n][k] = number(o->kind, o->n_major ? element(o->b, k, 2 * n, true) : element(o->b, n, 2 * k, false));
@@ -127,12 +131,14 @@ void emu_do_wg_product(void *const *lanes, uint32_t mask)
     product *p = &warps[warp].p[warps[warp].n++];
     p->of = *(const struct operands *)lanes[0];
     p->group = warps[warp].group;
+    p->warp = warp % 4;
     for (uint32_t i = 0; i < LANES; i++) {
         const struct operands *o = lanes[i];
-        if (o->b != p->of.b || o->n != p->of.n || o->add != p->of.add) emu_fault("lanes want different products");
+        if (o->b != p->of.b || o->n != p->of.n || o->add != p->of.add || o->a_matrix != p->of.a_matrix)
+            emu_fault("lanes want different products");
         p->d[i] = o->d;
         p->held[i] = o->a;
-        memcpy(p->a[i], o->a, sizeof p->a[i]);
+        if (o->a) memcpy(p->a[i], o->a, sizeof p->a[i]);
     }
     if (!emu_late()) compute_before(warp, UINT32_MAX);
 }

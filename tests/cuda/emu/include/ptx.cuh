@@ -416,6 +416,10 @@ static inline uint32_t e4m3x2_to_f16(uint32_t codes)
     }
     return r;
 }
+static inline uint2 e4m3x4_to_f16(uint32_t codes)
+{
+    return { e4m3x2_to_f16(codes), e4m3x2_to_f16(codes >> 16) };
+}
 static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t sel)
 {
     uint64_t v = (uint64_t)b << 32 | a;

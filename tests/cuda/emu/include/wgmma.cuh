@@ -22,6 +22,14 @@ void emu_phase_wait(const uint64_t *bar, uint32_t parity);
 void emu_part_sync(uint32_t id, uint32_t n);
 }
 
+#define CU_DYNAMIC_SHARED_1024(type, name) \
+    type *name = (type *)(((uintptr_t)emu_dynamic_shared() + 1023) & ~(uintptr_t)1023)
+
+static inline uint32_t uniform(uint32_t v)
+{
+    return __shfl_sync(~0u, v, 0);
+}
+
 static inline uint64_t wg_matrix(const void *p, uint32_t leading, uint32_t stride, bool swizzled)
 {
     return (uint64_t)(emu_shared_address(p) >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)(stride >> 4) << 32 |
@@ -53,22 +61,35 @@ template <uint32_t N> static inline void wg_hold(int32_t (&)[N][4]) {}
 enum { EMU_WG_F16, EMU_WG_BF16, EMU_WG_S8 };
 struct emu_wg {
     void *d;
-    const uint32_t *a;
+    const uint32_t *a; /* NULL: a_matrix */
     uint64_t b;
     uint32_t n, kind, n_major, add;
+    uint64_t a_matrix;
 };
 
 template <bool N_MAJOR, uint32_t N>
 static inline void wg_mma_f16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b, bool add)
 {
-    emu_wg w = { d[0], a, b, 8 * N, EMU_WG_F16, N_MAJOR, add };
+    emu_wg w = { d[0], a, b, 8 * N, EMU_WG_F16, N_MAJOR, add, 0 };
     emu_collective(~0u, emu_do_wg_product, &w);
 }
 
 template <bool N_MAJOR, uint32_t N>
 static inline void wg_mma_bf16(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b, bool add)
 {
-    emu_wg w = { d[0], a, b, 8 * N, EMU_WG_BF16, N_MAJOR, add };
+    emu_wg w = { d[0], a, b, 8 * N, EMU_WG_BF16, N_MAJOR, add, 0 };
+    emu_collective(~0u, emu_do_wg_product, &w);
+}
+
+template <bool N_MAJOR, uint32_t N> static inline void wg_mma_f16(float (&d)[N][4], uint64_t a, uint64_t b, bool add)
+{
+    emu_wg w = { d[0], nullptr, b, 8 * N, EMU_WG_F16, N_MAJOR, add, a };
+    emu_collective(~0u, emu_do_wg_product, &w);
+}
+
+template <bool N_MAJOR, uint32_t N> static inline void wg_mma_bf16(float (&d)[N][4], uint64_t a, uint64_t b, bool add)
+{
+    emu_wg w = { d[0], nullptr, b, 8 * N, EMU_WG_BF16, N_MAJOR, add, a };
     emu_collective(~0u, emu_do_wg_product, &w);
 }
 
