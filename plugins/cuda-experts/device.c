@@ -104,6 +104,25 @@ static void cu_close(void *dev)
     free(d);
 }
 
+/* May attention use products of warpgroups? A row alone is computed without them, so they must give the same bits. */
+static int ask_warpgroups(cu_dev *d, ks_err *err)
+{
+    uint32_t n = 0, wrong = 0;
+    char line[192];
+    if (!d->opts->warpgroups) return 0;
+    int rc = cu_check(d, (cudaError_t)cu_flash_wg_agrees(&n, &wrong), "comparing products of warpgroups", err);
+    if (rc) return rc;
+    d->flash_wg = n && !wrong;
+    if (!wrong) return 0;
+    (void)snprintf(
+        line, sizeof line,
+        "GPU %d: %u of %u products of warpgroups have other bits than those of warps: attention does not use "
+        "them",
+        d->index, wrong, n);
+    d->host->log(d->host, KS_LOG_WARN, line);
+    return 0;
+}
+
 static int set_up(cu_dev *d, cu_plugin *plugin, uint64_t budget, ks_err *err)
 {
     struct cudaDeviceProp p;
@@ -123,6 +142,7 @@ static int set_up(cu_dev *d, cu_plugin *plugin, uint64_t budget, ks_err *err)
     d->shared_max = p.sharedMemPerBlockOptin;
     d->early = d->opts->early && p.major >= 9;
     d->wg_blocks = d->opts->warpgroups && cu_has_warpgroups() ? d->n_sms : 0;
+    if ((rc = ask_warpgroups(d, err))) return rc;
     d->context = plugin->context[d->index];
     d->budget = cu_plan_budget(budget, free_bytes, d->context);
     if (budget > free_bytes + d->context)

@@ -235,6 +235,7 @@ typedef struct cu_dev {
     uint32_t share_rows; /* steps of fewer rows leave cold experts to the host, where it takes them */
     size_t shared_max;   /* a block's shared memory */
     bool early;          /* asked for, and the device can */
+    bool flash_wg;       /* so, and with the bits of warps: attention by warpgroups */
     uint32_t n_sms;
     uint32_t wg_blocks; /* of cu_matmul */
     cudaStream_t compute, copy;

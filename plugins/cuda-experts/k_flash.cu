@@ -8,10 +8,7 @@
  * come in blocks at absolute multiples; one that a query does not see leaves its bits alone; spans of 1024 positions
  * are reduced apart and merged in ascending order. So, as in k_attn.cu, the bits of a row depend neither on its
  * neighbours nor on whether spans have blocks of their own. What spans have given so far waits in the output itself. */
-#include "common.cuh"
-
-#define SPAN 1024u
-#define LOG2E 1.44269504088896341f
+#include "flash.cuh"
 
 /* MT: tiles of 16 queries of a warp; two read each key and value from shared memory half as often. 0: all warps share
  * one tile. ONE: values are the first columns of keys (latent attention), so one tile has both. */
@@ -20,7 +17,7 @@ template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false
     static constexpr bool SHARED = MT_ == 0, FP8 = FP8_, ONE = ONE_;
     static constexpr uint32_t MT = SHARED ? 1 : MT_, QUERIES = SHARED ? 16 : WARPS * MT * 16;
     static constexpr uint32_t COLS = SHARED ? DV / WARPS : DV; /* of the output, that a warp sums */
-    static constexpr uint32_t KEYS = DK > 128 ? 32 : 64;
+    static constexpr uint32_t KEYS = FLASH_KEYS(DK);
     static constexpr uint32_t K_ROW = DK + 8, V_ROW = (ONE ? DK : DV) + 8; /* no two rows of an ldmatrix share a bank */
     static constexpr uint32_t X_ROW = KEYS + 8;                            /* nor two of what warps exchange */
     static constexpr uint32_t PARTS = FP8 ? 1 : 2, Q_SIZE = QUERIES * K_ROW; /* numbers that a query or weight is */
@@ -33,58 +30,9 @@ template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false
     /* Of this warp, in its block. */
     static __device__ __forceinline__ uint32_t first_query(void) { return SHARED ? 0 : threadIdx.x / 32 * MT * 16; }
     static __device__ __forceinline__ uint32_t first_col(void) { return SHARED ? threadIdx.x / 32 * COLS : 0; }
+    /* In shared memory. */
+    static __device__ __forceinline__ uint32_t place(uint32_t query, uint32_t col) { return query * K_ROW + col; }
 };
-
-/* What a thread holds of its warp's queries: rows g and g + 8 of each tile. m counts in powers of two. */
-template <class S> struct state {
-    float m[S::MT][2], l[S::MT][2], o[S::MT][S::COLS / 8][4];
-
-    __device__ __forceinline__ void clear()
-    {
-#pragma unroll
-        for (uint32_t t = 0; t < S::MT; t++) {
-            m[t][0] = m[t][1] = -INFINITY;
-            l[t][0] = l[t][1] = 0;
-#pragma unroll
-            for (uint32_t n = 0; n < S::COLS / 8; n++)
-                for (uint32_t i = 0; i < 4; i++) o[t][n][i] = 0;
-        }
-    }
-};
-
-/* The factors by which a total and a span that comes after it enter their sum; *m becomes the sum's. A side without a
- * key has -INFINITY. */
-struct factors {
-    float a, b;
-};
-
-static __device__ __forceinline__ factors merge_max(float *m, float later)
-{
-    float top = fmaxf(*m, later);
-    factors f = { *m == -INFINITY ? 0.0f : ex2(*m - top), later == -INFINITY ? 0.0f : ex2(later - top) };
-    *m = top;
-    return f;
-}
-
-static __device__ __forceinline__ float merged(float a, float b, factors f)
-{
-    return __fadd_rn(__fmul_rn(a, f.a), __fmul_rn(b, f.b));
-}
-
-/* What the sum of weights is divided by, with the sink; *ret_scale: what the output is multiplied by before. */
-static __device__ __forceinline__ float with_sink(const cu_attn &a, uint32_t head, float m, float l, float *ret_scale)
-{
-    *ret_scale = 1;
-    if (!a.sinks) return l;
-    float sink = a.sinks[head] * LOG2E, top = fmaxf(m, sink);
-    *ret_scale = ex2(m - top);
-    return l * *ret_scale + ex2(sink - top);
-}
-
-static __device__ __forceinline__ float quotient(float v, float scale, float sum)
-{
-    return sum > 0 || sum != sum ? __fdiv_rn(v * scale, sum) : 0.0f; /* 0: a row that sees no key */
-}
 
 template <bool FP8>
 static __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
@@ -94,21 +42,6 @@ static __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint
     else
         mma_bf16(c, a, b0, b1);
 }
-
-template <bool FP8> static __device__ __forceinline__ uint32_t pack(float lo, float hi)
-{
-    return FP8 ? pack_f16(lo, hi) : pack_bf16(lo, hi);
-}
-
-/* What BF16 has left of two numbers. */
-static __device__ __forceinline__ uint32_t pack_rest(float lo, float hi, uint32_t packed)
-{
-    return pack_bf16(lo - bf16_to_f32(packed & 0xffffu), hi - bf16_to_f32(packed >> 16));
-}
-
-struct range {
-    uint32_t begin, end;
-};
 
 template <class S> struct flash {
     const cu_attn &a;
@@ -268,55 +201,23 @@ template <class S> struct flash {
         }
     }
 
-    /* Scores become weights; the state is rescaled. masked: some pair of them does not see each other. */
     __device__ __forceinline__ void weigh(float c[S::MT][S::KEYS / 8][4], uint32_t j0, bool masked,
                                           const uint32_t pos[S::MT][2], const uint32_t lo[S::MT][2],
                                           const float mul[S::MT][2], state<S> &st) const
     {
-        uint32_t j = j0 + threadIdx.x % 4 * 2;
 #pragma unroll
         for (uint32_t t = 0; t < S::MT; t++)
 #pragma unroll
             for (uint32_t h = 0; h < 2; h++) {
-                float by = mul[t][h], top = -INFINITY, sum = 0;
-                if (a.softcap != 0) {
-                    float in = __fdiv_rn(by, a.softcap * LOG2E);
-                    by = a.softcap * LOG2E;
+                float by = cap<S>(a, c[t], h, mul[t][h]), top[1] = { -INFINITY };
+                if (masked) hide<S>(c[t], h, j0, pos[t][h], lo[t][h]);
 #pragma unroll
-                    for (uint32_t i = 0; i < S::KEYS / 4; i++) {
-                        float &v = c[t][i / 2][2 * h + i % 2];
-                        v = tanhf(v * in);
-                    }
-                }
-                if (masked) {
-#pragma unroll
-                    for (uint32_t i = 0; i < S::KEYS / 4; i++) {
-                        uint32_t at = j + i / 2 * 8 + i % 2;
-                        if (at > pos[t][h] || at < lo[t][h]) c[t][i / 2][2 * h + i % 2] = -INFINITY;
-                    }
-                }
-#pragma unroll
-                for (uint32_t i = 0; i < S::KEYS / 4; i++) top = fmaxf(top, c[t][i / 2][2 * h + i % 2]);
-                top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-                top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-                top = fmaxf(top * by, st.m[t][h]);
-                float f = st.m[t][h] == top ? 1.0f : ex2(st.m[t][h] - top);
-                st.m[t][h] = top;
-                float less = top == -INFINITY ? 0.0f : -top;
-#pragma unroll
-                for (uint32_t i = 0; i < S::KEYS / 4; i++) {
-                    float &v = c[t][i / 2][2 * h + i % 2];
-                    v = ex2(__fmaf_rn(v, by, less));
-                    sum = __fadd_rn(sum, v);
-                }
-                sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
-                sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
-                st.l[t][h] = __fadd_rn(__fmul_rn(st.l[t][h], f), sum);
-#pragma unroll
-                for (uint32_t n = 0; n < S::COLS / 8; n++) {
-                    st.o[t][n][2 * h] *= f;
-                    st.o[t][n][2 * h + 1] *= f;
-                }
+                for (uint32_t i = 0; i < S::KEYS / 4; i++) top[0] = fmaxf(top[0], c[t][i / 2][2 * h + i % 2]);
+                highest_of_rows(top);
+                float f = raise(st.m[t][h], top[0] * by), sum[1] = { make_weights<S>(c[t], h, by, st.m[t][h]) };
+                sums_of_rows(sum);
+                st.l[t][h] = __fadd_rn(__fmul_rn(st.l[t][h], f), sum[0]);
+                rescale<S>(st, t, h, f);
             }
     }
 
@@ -355,90 +256,6 @@ template <class S> struct flash {
         }
     }
 };
-
-/* A warp's part of the queries, rounded, into shared memory; up to eight at a time, so that their bytes travel
- * together. base: the first of the block among those of its tile. */
-template <class S>
-static __device__ __forceinline__ void load_queries(const cu_attn &a, const cu_tile &tile, uint32_t kvh, uint32_t group,
-                                                    uint32_t base, uint16_t *qs, float *factor)
-{
-    constexpr uint32_t MINE = S::QUERIES / S::WARPS, N = MINE < 8 ? MINE : 8;
-    uint32_t lane = threadIdx.x % 32, n_real = tile.n_rows * group;
-    for (uint32_t q0 = threadIdx.x / 32 * MINE, end = q0 + MINE; q0 < end; q0 += N) {
-        float v[N][S::DK / 32];
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) {
-            uint32_t q = base + q0 + i;
-            const float *x = a.q.p + (tile.row + q / group) * a.q.stride + (kvh * group + q % group) * a.q_head;
-#pragma unroll
-            for (uint32_t n = 0; n < S::DK / 32; n++) v[i][n] = q < n_real ? x[n * 32 + lane] : 0.0f;
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) {
-            float most = 0, by = 1, back = 1;
-            if (S::FP8) {
-#pragma unroll
-                for (uint32_t n = 0; n < S::DK / 32; n++) most = fmaxf(most, fabsf(v[i][n]));
-                uint32_t e = __float_as_uint(warp_max(most)) >> 23;
-                if (e > 0 && e < 254) { /* 2^(127 - e) and its inverse */
-                    by = __uint_as_float((254 - e) << 23);
-                    back = __uint_as_float(e << 23);
-                }
-            }
-#pragma unroll
-            for (uint32_t n = 0; n < S::DK / 32; n++) {
-                uint32_t at = (q0 + i) * S::K_ROW + n * 32 + lane, code = pack<S::FP8>(v[i][n] * by, 0.0f);
-                qs[at] = (uint16_t)code;
-                if (S::PARTS == 2) qs[S::Q_SIZE + at] = (uint16_t)pack_rest(v[i][n], 0.0f, code);
-            }
-            if (S::FP8 && lane == 0) factor[q0 + i] = a.scale * LOG2E * back;
-        }
-    }
-}
-
-static __device__ __forceinline__ uint32_t first_seen(const cu_attn &a, uint32_t pos)
-{
-    uint32_t lo = a.window && pos >= a.window ? pos - a.window + 1 : 0;
-    return a.chunk ? max(lo, pos - pos % a.chunk) : lo;
-}
-
-/* A span ends: it joins what came before it (m, l and the output), or becomes a part that merge_kernel will join. */
-template <class S>
-static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &tile, uint32_t kvh, uint32_t group,
-                                             uint32_t base, uint32_t span, bool last, float m[S::MT][2],
-                                             float l[S::MT][2], const state<S> &st)
-{
-    uint32_t lane = threadIdx.x % 32, q0 = base + S::first_query(), col = S::first_col() + lane % 4 * 2;
-#pragma unroll
-    for (uint32_t t = 0; t < S::MT; t++)
-#pragma unroll
-        for (uint32_t h = 0; h < 2; h++) {
-            uint32_t q = q0 + t * 16 + lane / 4 + 8 * h, row = tile.row + q / group, head = kvh * group + q % group;
-            if (q >= tile.n_rows * group) continue;
-            float *o = a.o.p + row * a.o.stride + head * a.o_head + col;
-            if (a.n_spans) {
-                o = a.part + (((size_t)row * a.n_heads + head) * a.n_spans + span) * (S::DV + 2);
-                o[0] = st.m[t][h]; /* several threads write the same */
-                o[1] = st.l[t][h];
-                o += 2 + col;
-#pragma unroll
-                for (uint32_t n = 0; n < S::COLS / 8; n++)
-                    *(float2 *)(o + n * 8) = make_float2(st.o[t][n][2 * h], st.o[t][n][2 * h + 1]);
-                continue;
-            }
-            bool begun = m[t][h] != -INFINITY;
-            factors f = merge_max(&m[t][h], st.m[t][h]);
-            l[t][h] = merged(l[t][h], st.l[t][h], f);
-            float scale = 1, sum = 1;
-            if (last) sum = with_sink(a, head, m[t][h], l[t][h], &scale);
-#pragma unroll
-            for (uint32_t n = 0; n < S::COLS / 8; n++)
-                for (uint32_t i = 0; i < 2; i++) {
-                    float v = merged(begun ? o[n * 8 + i] : 0.0f, st.o[t][n][2 * h + i], f);
-                    o[n * 8 + i] = last ? quotient(v, scale, sum) : v;
-                }
-        }
-}
 
 template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash_kernel(cu_attn a)
 {
@@ -544,6 +361,19 @@ template <uint32_t DV> static __global__ void __launch_bounds__(128) join_kernel
     for (uint32_t i = 0; i < DV / 32; i++) to[i * 32] = quotient(o[i], scale, sum);
 }
 
+void flash_join(const cu_attn *a, cu_stream s)
+{
+    uint32_t blocks = (a->n_rows * a->n_heads + 3) / 4;
+    if (a->d_v == 64)
+        CU_LAUNCH(join_kernel<64>, blocks, 128, 0, s)(*a);
+    else if (a->d_v == 128)
+        CU_LAUNCH(join_kernel<128>, blocks, 128, 0, s)(*a);
+    else if (a->d_v == 256)
+        CU_LAUNCH(join_kernel<256>, blocks, 128, 0, s)(*a);
+    else
+        CU_LAUNCH(join_kernel<512>, blocks, 128, 0, s)(*a);
+}
+
 template <class S> static int launch(const cu_attn *a, cu_stream s)
 {
     cudaError_t rc = cudaFuncSetAttribute(flash_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES);
@@ -551,7 +381,7 @@ template <class S> static int launch(const cu_attn *a, cu_stream s)
     uint32_t group = a->n_heads / a->n_kv_heads, chunks = S::SHARED ? (group + S::QUERIES - 1) / S::QUERIES : 1;
     dim3 grid(a->n_tiles * a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
     CU_LAUNCH(flash_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
-    if (a->n_spans) CU_LAUNCH(join_kernel<S::DV>, (a->n_rows * a->n_heads + 3) / 4, 128, 0, s)(*a);
+    if (a->n_spans) flash_join(a, s);
     return 0;
 }
 
@@ -596,9 +426,12 @@ static const flash_row *find_row(uint32_t type, uint32_t d_k, uint32_t d_v)
     return nullptr;
 }
 
-uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max)
+uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max,
+                          uint32_t warpgroups)
 {
     const flash_row *r = find_row(kv_type, d_k, d_v);
+    uint32_t queries = warpgroups ? flash_wg_queries(kv_type, group, d_k, d_v, shared_max) : 0;
+    if (queries) return queries;
     if (!r || r->bytes > shared_max) return 0;
     if (!r->queries) return group;
     return group <= 16 ? r->queries : 0;
@@ -608,5 +441,6 @@ int cu_launch_flash(const cu_attn *a, cu_stream s)
 {
     const flash_row *r = find_row(a->k.type, a->d_k, a->d_v);
     if (!a->n_tiles) return 0;
+    if (a->warpgroups && a->n_tiles != a->n_rows) return flash_wg_launch(a, s);
     return r ? r->launch(a, s) : (int)cudaErrorInvalidValue;
 }

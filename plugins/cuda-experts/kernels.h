@@ -193,16 +193,22 @@ typedef struct cu_attn {
     const float *sinks;
     const uint32_t *sel, *n_sel; /* (rows, sel_stride): tiles of one row then, and no spans */
     size_t sel_stride;
-    uint32_t n_rows, _pad;
-    float *part; /* (n_rows * n_heads, n_spans, d_v + 2) */
+    uint32_t n_rows;
+    uint32_t warpgroups; /* 1: by warpgroups, in turns; 2: not in turns; 0: not. Needs tiles for it */
+    float *part;         /* (n_rows * n_heads, n_spans, d_v + 2) */
 } cu_attn;
 /* 0, or a CUDA error: the shape needs more shared memory than there is. */
 int cu_launch_attn(const cu_attn *a, cu_stream s);
 size_t cu_attn_shared_bytes(uint32_t d_k, uint32_t d_v);
 /* The same on the tensor cores, for BF16 and E4M3 caches; tiles may have cu_flash_queries() / group rows. 0: this shape
- * is not for it. No sel. d_k 576 and d_v 512 are latent attention: tiles of one row, and v is k. */
-uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max);
+ * is not for it. No sel. d_k 576 and d_v 512 are latent attention: tiles of one row, and v is k. warpgroups: of the
+ * launch; not 0 only where cu_flash_wg_agrees() has said that it gives the same bits. */
+uint32_t cu_flash_queries(uint32_t kv_type, uint32_t group, uint32_t d_k, uint32_t d_v, size_t shared_max,
+                          uint32_t warpgroups);
 int cu_launch_flash(const cu_attn *a, cu_stream s);
+/* Asks the device, and waits for it: do products of warpgroups (compute capability 9.0) give the bits of those of
+ * warps? *ret_wrong: how many of *ret_n numbers differ; 0 of 0: it has none. 0 or a CUDA error. */
+int cu_flash_wg_agrees(uint32_t *ret_n, uint32_t *ret_wrong);
 void cu_launch_merge(const cu_attn *a, cu_stream s); /* the second half of both, where n_spans is not 0 */
 
 /* Latent attention: y = [W_h^T q_nope | q_rope] for each row and head. W: bank of T16 matrices (d_nope, d_latent). */

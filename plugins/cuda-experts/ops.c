@@ -157,7 +157,7 @@ static void append(cu_dev *d, int16_t reg, uint8_t *cache, size_t page_bytes, ui
 
 uint32_t cu_tile_rows(const cu_dev *d, uint32_t group, uint32_t d_k, uint32_t d_v, int32_t sel, bool *ret_flash)
 {
-    uint32_t queries = sel < 0 ? cu_flash_queries(d->bind.kv_type, group, d_k, d_v, d->shared_max) : 0;
+    uint32_t queries = sel < 0 ? cu_flash_queries(d->bind.kv_type, group, d_k, d_v, d->shared_max, d->flash_wg) : 0;
     *ret_flash = queries != 0;
     return sel >= 0 ? 1 : cu_max((queries ? queries : CU_ATTN_QUERIES) / group, 1);
 }
@@ -186,6 +186,7 @@ static int attend(cu_dev *d, cu_attn *a, int32_t sel, ks_err *err)
         a->n_spans = d->step.n_spans;
         a->part = d->part;
     }
+    a->warpgroups = d->flash_wg;
     int rc = flash ? cu_launch_flash(a, d->compute) : cu_launch_attn(a, d->compute);
     return cu_check(d, (cudaError_t)rc, "attention", err);
 }

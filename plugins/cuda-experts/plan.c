@@ -179,6 +179,7 @@ int cu_plan(void *self, const ks_device_info *card, const ks_bind *b, uint64_t b
                  .index = (int)c.index,
                  .context = c.overhead_bytes ? c.overhead_bytes : CU_CONTEXT_BYTES };
     d.shared_max = shared_of(c.cc_major, c.cc_minor);
+    d.flash_wg = d.opts->warpgroups && c.cc_major == 9;
     d.budget = cu_plan_budget(budget, c.mem_free_bytes, d.context);
     d.parts[CU_FOR_CONTEXT].bytes = d.context;
     int rc = cu_set_bind(&d, b, err);

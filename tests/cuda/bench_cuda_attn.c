@@ -12,7 +12,8 @@
 
 typedef struct shape {
     uint32_t type, d, n_heads, n_kv, n_seqs, pos, n_rows; /* rows of each sequence, that comes after pos cached keys */
-    uint32_t d_v; /* values are the first d_v columns of keys; 0: they are d wide, apart */
+    uint32_t d_v;        /* values are the first d_v columns of keys; 0: they are d wide, apart */
+    uint32_t warpgroups; /* of cu_attn */
 } shape;
 
 static void *take(size_t bytes, int fill)
@@ -42,7 +43,7 @@ static double seconds(cudaEvent_t a, cudaEvent_t b)
 static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
 {
     uint32_t group = s->n_heads / s->n_kv, d_v = s->d_v ? s->d_v : s->d;
-    uint32_t rows = cu_flash_queries(s->type, group, s->d, d_v, 227 << 10) / group;
+    uint32_t rows = cu_flash_queries(s->type, group, s->d, d_v, 227 << 10, s->warpgroups) / group;
     uint32_t keys = s->pos + s->n_rows, per_seq = (keys + PAGE_TOK - 1) / PAGE_TOK, n_pages = per_seq * s->n_seqs;
     uint32_t elem = ks_type_bits(s->type) / 8, width = s->n_kv * s->d, n = s->n_seqs * s->n_rows, n_tiles = 0;
     cu_tile *tiles = calloc(n, sizeof *tiles);
@@ -73,7 +74,8 @@ static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
                   .q_head = s->d,
                   .o_head = d_v,
                   .k = { take(n_pages * page, 0x2d), page, s->type, width, PAGE_TOK, 0 },
-                  .n_rows = n };
+                  .n_rows = n,
+                  .warpgroups = s->warpgroups };
     a.v = a.k;
     if (!s->d_v) a.v.p = take(n_pages * page, 0x35);
     if (n_tiles * s->n_kv * ((group + 15) / 16) < 264 && keys > SPAN) {
@@ -90,10 +92,12 @@ static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
         best = fmin(best, seconds(e0, e1) / times);
     }
     double pairs = s->n_seqs * ((double)s->pos * s->n_rows + 0.5 * s->n_rows * (s->n_rows + 1.0));
-    printf("%-6s d %3u %2u/%u heads, %2u x %5u rows after %5u: %9.1f us  %6.1f TFLOP/s  %6.0f GB/s  (%s)\n",
+    static const char *const how[] = { "", ", warpgroups", ", warpgroups without turns" };
+    printf("%-6s d %3u %2u/%u heads, %2u x %5u rows after %5u: %9.1f us  %6.1f TFLOP/s  %6.0f GB/s  (%s%s)\n",
            ks_type_name(s->type), s->d, s->n_heads, s->n_kv, s->n_seqs, s->n_rows, s->pos, best * 1e6,
            2.0 * (s->d + d_v) * s->n_heads * pairs / best / 1e12,
-           (s->d_v ? 1.0 : 2.0) * s->n_seqs * keys * width * elem / best / 1e9, cudaGetErrorString(cudaGetLastError()));
+           (s->d_v ? 1.0 : 2.0) * s->n_seqs * keys * width * elem / best / 1e9, cudaGetErrorString(cudaGetLastError()),
+           how[s->warpgroups]);
     const void *p[] = { a.tiles, a.seqs, a.pages, a.q.p, a.o.p, a.k.p, s->d_v ? NULL : a.v.p, a.part };
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) (void)cudaFree((void *)(uintptr_t)p[i]);
     free(tiles);
@@ -106,8 +110,9 @@ int main(void)
 {
     static const uint32_t types[] = { KS_T_F8E4M3, KS_T_BF16 };
     static const shape prompts[] = {
-        { 0, 128, 32, 4, 1, 0, 2048, 0 },    { 0, 128, 32, 4, 1, 0, 8192, 0 }, { 0, 128, 32, 4, 1, 0, 32768, 0 },
-        { 0, 128, 32, 4, 1, 20480, 512, 0 }, { 0, 64, 64, 8, 1, 0, 8192, 0 },  { 0, 256, 16, 2, 1, 0, 8192, 0 },
+        { 0, 128, 32, 4, 1, 0, 2048, 0, 0 },  { 0, 128, 32, 4, 1, 0, 8192, 0, 0 },
+        { 0, 128, 32, 4, 1, 0, 32768, 0, 0 }, { 0, 128, 32, 4, 1, 20480, 512, 0, 0 },
+        { 0, 64, 64, 8, 1, 0, 8192, 0, 0 },   { 0, 256, 16, 2, 1, 0, 8192, 0, 0 },
     };
     cudaEvent_t a, b;
     if (cudaEventCreate(&a) != cudaSuccess || cudaEventCreate(&b) != cudaSuccess) {
@@ -124,19 +129,22 @@ int main(void)
     }
     printf("device copy %.0f GB/s read and written\n", (double)bytes / seconds(a, b) / 1e9);
     (void)cudaFree(mem);
+    uint32_t n_sums = 0, wrong = 0;
+    if (cu_flash_wg_agrees(&n_sums, &wrong)) printf("comparing products: %s\n", cudaGetErrorString(cudaGetLastError()));
+    printf("products of warpgroups: %u of %u differ from those of warps\n", wrong, n_sums);
     for (uint32_t t = 0; t < 2; t++) {
         for (size_t i = 0; i < sizeof prompts / sizeof prompts[0]; i++) {
             shape s = prompts[i];
             s.type = types[t];
-            run(&s, a, b);
+            for (; s.warpgroups < (n_sums ? 3 : 1); s.warpgroups++) run(&s, a, b);
         }
-        run(&(shape) { types[t], 576, 128, 1, 1, 0, 2048, 512 }, a, b); /* latent attention */
+        run(&(shape) { types[t], 576, 128, 1, 1, 0, 2048, 512, 0 }, a, b); /* latent attention */
         for (uint32_t heads = 16; heads <= 128; heads *= 8)
             for (uint32_t keys = 4096; keys <= 16384; keys *= 4)
-                run(&(shape) { types[t], 576, heads, 1, 1, keys - 1, 1, 512 }, a, b);
+                run(&(shape) { types[t], 576, heads, 1, 1, keys - 1, 1, 512, 0 }, a, b);
         for (uint32_t n = 1; n <= 16; n *= 4)
             for (uint32_t keys = 1024; keys <= 32768; keys = keys == 1024 ? 4096 : keys * 8)
-                run(&(shape) { types[t], 128, 32, 4, n, keys - 1, 1, 0 }, a, b);
+                run(&(shape) { types[t], 128, 32, 4, n, keys - 1, 1, 0, 0 }, a, b);
     }
     return 0;
 }

@@ -131,6 +131,7 @@ static const struct mode {
     { "16 of 48 experts stay, 32 places", NULL, { "layer-group-size", "4" } },
     { "48 of 48 experts stay, 0 places", NULL, { "expert-divisor", "auto" } },
     { "5 of 48 experts stay, 3 places", NULL, { "resident", "5", "ring", "3" } },
+    { "48 of 48 experts stay, 0 places", "16 of 16 experts stay, 0 places", { "warpgroups", "1" } },
     { "8 of 48 experts stay, 8 places",
       NULL,
       { "expert-divisor", "7", "resident", "8", "step-tokens", "64", "max-running", "8" } },
