@@ -29,7 +29,11 @@ static void block_signals(sigset_t *set)
 
 static void *watch_loading(void *set)
 {
-    int sig = sigwaitinfo(set, NULL); /* a cancellation point: loading ended first */
+    int sig = 0;
+    do {
+        pthread_testcancel(); /* loading ended first */
+        sig = sigwaitinfo(set, NULL);
+    } while (sig < 0); /* a process that was stopped and goes on */
     fprintf(stderr, "krasis: signal %d while loading: nothing was served yet, the next start goes on from here\n", sig);
     _exit(128 + sig);
 }

@@ -8,12 +8,14 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <setjmp.h>
@@ -329,6 +331,27 @@ static void the_second_start_is_quick(void **state)
     assert_in_range(ms, 0, 5000);
 }
 
+/* Ctrl-Z and fg while a model loads. Here the start waits for its key file, which is a pipe. */
+static void a_start_may_be_stopped_and_go_on(void **state)
+{
+    (void)state;
+    int fd = -1, status;
+    unlink("keys.pipe");
+    assert_int_equal(mkfifo("keys.pipe", 0600), 0);
+    SERVE("--model-path", MODEL, "--api-key-file", "keys.pipe");
+    for (uint64_t until = client_now_ms() + START; fd < 0; usleep(2000)) {
+        fd = open("keys.pipe", O_WRONLY | O_NONBLOCK | O_CLOEXEC); /* once the program has it open */
+        if (fd < 0 && client_now_ms() > until) fail_msg("the start does not read its keys: %s", server.log);
+    }
+    server_signal(&server, SIGSTOP);
+    assert_int_equal(waitpid(server.pid, &status, WUNTRACED), server.pid);
+    assert_true(WIFSTOPPED(status));
+    server_signal(&server, SIGCONT);
+    assert_int_equal(write(fd, "secret\n", 7), 7);
+    close(fd);
+    server_wait_listening(&server, START);
+}
+
 /* ---- what goes wrong before anything is served */
 
 /* Exit code 2, and one line from the program that holds both texts. */
@@ -487,6 +510,7 @@ int main(void)
         T(many_clients_get_what_each_gets_alone),
         T(sigterm_ends_streams_and_exits_with_0),
         T(the_second_start_is_quick),
+        T(a_start_may_be_stopped_and_go_on),
         T(a_used_port_ends_the_start),
         T(bad_settings_end_the_start),
         T(a_missing_shard_ends_the_start),
