@@ -55,7 +55,11 @@ static void products_by_warpgroups_keep_the_rules(void **state)
         print_message("skipped: this GPU, or this build for it, has no products of warpgroups\n");
         skip();
     }
-    keeps_the_rules(KS_K_MATMUL, KS_T_I4); /* test_cuda_moe: all types give the bits of the other kernels */
+    keeps_the_rules(KS_K_MATMUL, KS_T_I4);
+    if (KS_TEST_ALL) { /* test_cuda_moe: all types give the bits of the other kernels */
+        keeps_the_rules(KS_K_MATMUL, KS_T_I8);
+        keeps_the_rules(KS_K_MATMUL, KS_T_MXFP4);
+    }
     (void)gpu_rows_by_warpgroups(0);
 }
 
