@@ -33,7 +33,7 @@ static void run_rounds(struct rec_job *j, size_t bytes, ks_pool_fn tasks)
     const ks_op *op = j->op;
     const size_t state_bytes = d->states[op->state].floats * sizeof(float);
     for (uint32_t end; j->first < b->n_seqs; j->first = end) {
-        for (end = j->first + 1; end < b->n_seqs && b->seqs[end].slot != b->seqs[end - 1].slot; end++) continue;
+        end = ks_round_end(b, j->first);
         for (uint32_t i = j->first; i < end; i++)
             if (b->seqs[i].pos == 0) memset(state_of(d, op, b->seqs[i].slot), 0, state_bytes);
         ks__dev_fork(d, j->n * (end - j->first), ks__dev_grain(bytes, b->n_rows / b->n_seqs), tasks, j);

@@ -152,4 +152,13 @@ typedef struct ks_batch {
     float *taps;              /* (n_taps, n_rows, d_model) or NULL: hidden states, for checks */
 } ks_batch;
 
+/* Where the round of sequence `begin` ends: the runs before it may be computed side by side, since none goes on from
+ * another. begin < n_seqs. */
+static inline uint32_t ks_round_end(const ks_batch *b, uint32_t begin)
+{
+    uint32_t i = begin + 1;
+    while (i < b->n_seqs && b->seqs[i].slot != b->seqs[i - 1].slot) i++;
+    return i;
+}
+
 #endif

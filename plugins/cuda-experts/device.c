@@ -218,7 +218,7 @@ static int cu_put(void *dev, uint32_t reg, uint32_t n_rows, const void *src, ks_
 
 /* ---- state */
 
-static int copy(cu_dev *d, void *base, size_t bytes, uint32_t dst, uint32_t src, ks_err *err)
+int cu_copy_state(cu_dev *d, void *base, size_t bytes, uint32_t dst, uint32_t src, ks_err *err)
 {
     if (!base || !bytes) return 0;
     return cu_check(d,
@@ -236,7 +236,8 @@ static int cu_copy_page(void *dev, uint32_t dst, uint32_t src, ks_err *err)
         return ks_fail(err, KS_E_INVAL, "page %u or %u of %u does not exist", dst, src, d->bind.n_pages);
     for (uint32_t i = 0; i < d->g->n_states && dst != src && !rc; i++) {
         const struct dev_state *s = &d->states[i];
-        if (!(rc = copy(d, s->k, s->k_page_bytes, dst, src, err))) rc = copy(d, s->v, s->v_page_bytes, dst, src, err);
+        if (!(rc = cu_copy_state(d, s->k, s->k_page_bytes, dst, src, err)))
+            rc = cu_copy_state(d, s->v, s->v_page_bytes, dst, src, err);
     }
     return rc;
 }
@@ -249,7 +250,7 @@ static int cu_copy_slot(void *dev, uint32_t dst, uint32_t src, ks_err *err)
     if (dst >= d->bind.n_slots || src >= d->bind.n_slots)
         return ks_fail(err, KS_E_INVAL, "slot %u or %u of %u does not exist", dst, src, d->bind.n_slots);
     for (uint32_t i = 0; i < d->g->n_states && dst != src && !rc; i++)
-        rc = copy(d, d->states[i].rec, d->states[i].floats * sizeof(float), dst, src, err);
+        rc = cu_copy_state(d, d->states[i].rec, d->states[i].floats * sizeof(float), dst, src, err);
     return rc;
 }
 

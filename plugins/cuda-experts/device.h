@@ -339,6 +339,8 @@ int cu_check(cu_dev *d, cudaError_t rc, const char *what, ks_err *err);
 int cu_fetch(cu_dev *d, void *to, const void *from, size_t bytes, ks_err *err);
 /* Waits for the compute stream, and counts how long. */
 int cu_wait(cu_dev *d, const char *what, ks_err *err);
+/* Entry src of a table of equal entries to entry dst, on the compute stream. base NULL: there is no table. */
+int cu_copy_state(cu_dev *d, void *base, size_t bytes, uint32_t dst, uint32_t src, ks_err *err);
 int cu_lower(void *dev, const ks_graph *g, uint32_t kv_type, uint8_t *ret_ok, ks_err *err);
 
 /* context.c: makes the process's context on GPU i; what it costs is measured the first time. */

@@ -186,7 +186,7 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
     if (strip < n_strips && col < n && o < m.n_out) store(m, r, z, r.begin + p0 + col, o, acc);
 }
 
-template <uint32_t TYPE, bool OWN> static void launch_as(const cu_matmul *m, cu_stream s)
+template <uint32_t TYPE, uint32_t GROUP, bool OWN> static void launch_as(const cu_matmul *m, cu_stream s)
 {
     uint32_t strips = m->n_of ? 0 : blocks_of(m->n_out, 1), blocks = (m->n_rows + FEW - 1) / FEW, all = 0;
     for (uint32_t i = 0; i < m->n_of; i++) strips += blocks_of(m->of[i].n_out, 1);
@@ -195,28 +195,20 @@ template <uint32_t TYPE, bool OWN> static void launch_as(const cu_matmul *m, cu_
     dim3 grid(m->n_of ? all : blocks_of(m->n_out, per), blocks, m->n_mat);
     uint32_t rows = m->n_rows < FEW ? m->n_rows : FEW, n_in = (m->n_in + 31) / 32 * 32;
     size_t bytes = OWN ? rows * (n_in + (n_in + 127) / 128 * sizeof(float)) : 0;
-    if (m->group == 128)
-        CU_LAUNCH_EARLY((few_kernel<TYPE, 128, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
-    else if (m->group == 64)
-        CU_LAUNCH_EARLY((few_kernel<TYPE, 64, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
-    else
-        CU_LAUNCH_EARLY((few_kernel<TYPE, 32, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
+    CU_LAUNCH_EARLY((few_kernel<TYPE, GROUP, OWN>), grid, WARPS * 32, bytes, s)(*m, per);
 }
 
-template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
-{
-    if (m->act.q)
-        launch_as<TYPE, false>(m, s);
-    else
-        launch_as<TYPE, true>(m, s);
-}
+template <uint32_t TYPE, uint32_t GROUP> struct few {
+    static void now(const cu_matmul *m, cu_stream s)
+    {
+        if (m->act.q)
+            launch_as<TYPE, GROUP, false>(m, s);
+        else
+            launch_as<TYPE, GROUP, true>(m, s);
+    }
+};
 
 void cu_launch_matmul_few(const cu_matmul *m, cu_stream s)
 {
-    if (m->type == KS_T_I8)
-        launch<KS_T_I8>(m, s);
-    else if (m->type == KS_T_I4)
-        launch<KS_T_I4>(m, s);
-    else
-        launch<KS_T_MXFP4>(m, s);
+    launch_shape<few>(m, s);
 }

@@ -282,29 +282,21 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m,
     store_sums(acc, m, r, p0, n, (s0 + warp * 2 + g / 4) * 16 + g % 4 * 4, t);
 }
 
-template <uint32_t TYPE, uint32_t GROUP> static void launch_group(const cu_matmul *m, cu_stream s)
-{
-    size_t bytes = sizeof(stage<TYPE, GROUP>) * shape<TYPE, GROUP>::STAGES;
-    /* Where this fails, so does the launch. */
-    (void)cudaFuncSetAttribute(many_kernel<TYPE, GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    uint32_t strips = (m->n_out + 15) / 16, tiles = cu_tiles(m->n_rows);
-    if (m->refs) {
-        uint32_t most = m->n_pairs / CU_TILE_ROWS + m->n_mat; /* the last tile of a matrix may be small */
-        tiles = most < tiles * m->n_mat ? most : tiles * m->n_mat;
+template <uint32_t TYPE, uint32_t GROUP> struct many {
+    static void now(const cu_matmul *m, cu_stream s)
+    {
+        size_t bytes = sizeof(stage<TYPE, GROUP>) * shape<TYPE, GROUP>::STAGES;
+        /* Where this fails, so does the launch. */
+        (void)cudaFuncSetAttribute(many_kernel<TYPE, GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        uint32_t strips = (m->n_out + 15) / 16, tiles = cu_tiles(m->n_rows);
+        if (m->refs) {
+            uint32_t most = m->n_pairs / CU_TILE_ROWS + m->n_mat; /* the last tile of a matrix may be small */
+            tiles = most < tiles * m->n_mat ? most : tiles * m->n_mat;
+        }
+        dim3 grid((strips + STRIPS - 1) / STRIPS, tiles, m->refs ? 1 : m->n_mat);
+        CU_LAUNCH((many_kernel<TYPE, GROUP>), grid, WARPS * 32, bytes, s)(*m, 0);
     }
-    dim3 grid((strips + STRIPS - 1) / STRIPS, tiles, m->refs ? 1 : m->n_mat);
-    CU_LAUNCH((many_kernel<TYPE, GROUP>), grid, WARPS * 32, bytes, s)(*m, 0);
-}
-
-template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
-{
-    if (m->group == 128)
-        launch_group<TYPE, 128>(m, s);
-    else if (m->group == 64)
-        launch_group<TYPE, 64>(m, s);
-    else
-        launch_group<TYPE, 32>(m, s);
-}
+};
 
 void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)
 {
@@ -313,10 +305,6 @@ void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)
         cu_launch_matmul_few(m, s);
     else if (m->wg_blocks)
         cu_launch_matmul_wg(m, s);
-    else if (m->type == KS_T_I8)
-        launch<KS_T_I8>(m, s);
-    else if (m->type == KS_T_I4)
-        launch<KS_T_I4>(m, s);
     else
-        launch<KS_T_MXFP4>(m, s);
+        launch_shape<many>(m, s);
 }

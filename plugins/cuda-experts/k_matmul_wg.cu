@@ -503,34 +503,21 @@ template <uint32_t TYPE, uint32_t GROUP, uint32_t ROWS> static void launch_rows(
 
 /* Wide tiles take less from the level-2 cache and decode less a product, but have fewer stages, waste more where rows
  * are few, and may be too few for all multiprocessors. */
-template <uint32_t TYPE, uint32_t GROUP> static void launch_group(const cu_matmul *m, cu_stream s)
-{
-    const uint64_t rows = m->refs ? m->n_pairs : (uint64_t)m->n_rows * m->n_mat,
-                   tiles = rows / 256 * ((m->n_out + 16 * STRIPS - 1) / (16 * STRIPS));
-    if (rows / m->n_mat >= WIDE && 2 * tiles > m->wg_blocks)
-        launch_rows<TYPE, GROUP, 256>(m, s);
-    else
-        launch_rows<TYPE, GROUP, 128>(m, s);
-}
-
-template <uint32_t TYPE> static void launch(const cu_matmul *m, cu_stream s)
-{
-    if (m->group == 128)
-        launch_group<TYPE, 128>(m, s);
-    else if (m->group == 64)
-        launch_group<TYPE, 64>(m, s);
-    else
-        launch_group<TYPE, 32>(m, s);
-}
+template <uint32_t TYPE, uint32_t GROUP> struct by_warpgroups {
+    static void now(const cu_matmul *m, cu_stream s)
+    {
+        const uint64_t rows = m->refs ? m->n_pairs : (uint64_t)m->n_rows * m->n_mat,
+                       tiles = rows / 256 * ((m->n_out + 16 * STRIPS - 1) / (16 * STRIPS));
+        if (rows / m->n_mat >= WIDE && 2 * tiles > m->wg_blocks)
+            launch_rows<TYPE, GROUP, 256>(m, s);
+        else
+            launch_rows<TYPE, GROUP, 128>(m, s);
+    }
+};
 
 void cu_launch_matmul_wg(const cu_matmul *m, cu_stream s)
 {
-    if (m->type == KS_T_I8)
-        launch<KS_T_I8>(m, s);
-    else if (m->type == KS_T_I4)
-        launch<KS_T_I4>(m, s);
-    else
-        launch<KS_T_MXFP4>(m, s);
+    launch_shape<by_warpgroups>(m, s);
 }
 
 int cu_has_warpgroups(void)

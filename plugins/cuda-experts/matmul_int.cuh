@@ -10,6 +10,28 @@
 
 #include "matmul.cuh"
 
+/* LAUNCH<TYPE, GROUP>::now(m, s) for the type and the group of m. */
+template <template <uint32_t, uint32_t> class LAUNCH, uint32_t TYPE>
+static void launch_of_type(const cu_matmul *m, cu_stream s)
+{
+    if (m->group == 128)
+        LAUNCH<TYPE, 128>::now(m, s);
+    else if (m->group == 64)
+        LAUNCH<TYPE, 64>::now(m, s);
+    else
+        LAUNCH<TYPE, 32>::now(m, s);
+}
+
+template <template <uint32_t, uint32_t> class LAUNCH> static void launch_shape(const cu_matmul *m, cu_stream s)
+{
+    if (m->type == KS_T_I8)
+        launch_of_type<LAUNCH, KS_T_I8>(m, s);
+    else if (m->type == KS_T_I4)
+        launch_of_type<LAUNCH, KS_T_I4>(m, s);
+    else
+        launch_of_type<LAUNCH, KS_T_MXFP4>(m, s);
+}
+
 struct frag {
     uint32_t a[4];
 };

@@ -422,14 +422,6 @@ static int op_clamp(cu_dev *d, const ks_op *op, ks_err *err)
     return 0;
 }
 
-/* Ops with recurrent state: runs of one sequence, which follow each other, are rounds. */
-static uint32_t round_end(const ks_batch *b, uint32_t begin)
-{
-    uint32_t i = begin + 1;
-    while (i < b->n_seqs && b->seqs[i].slot != b->seqs[i - 1].slot) i++;
-    return i;
-}
-
 /* What the runs of a round leave is kept where they say, before the next round goes on. */
 static int keep_states(cu_dev *d, const ks_op *op, uint32_t begin, uint32_t end, ks_err *err)
 {
@@ -438,10 +430,7 @@ static int keep_states(cu_dev *d, const ks_op *op, uint32_t begin, uint32_t end,
     for (uint32_t i = begin; i < end && !rc; i++) {
         const ks_seq *s = &d->batch->seqs[i];
         if (!s->keep || s->keep - 1 == s->slot) continue;
-        rc = cu_check(d,
-                      cudaMemcpyAsync(t->rec + (s->keep - 1) * t->floats, t->rec + s->slot * t->floats,
-                                      t->floats * sizeof *t->rec, cudaMemcpyDeviceToDevice, d->compute),
-                      "keeping recurrent state", err);
+        rc = cu_copy_state(d, t->rec, t->floats * sizeof *t->rec, s->keep - 1, s->slot, err);
     }
     return rc;
 }
@@ -461,7 +450,7 @@ static int op_conv(cu_dev *d, const ks_op *op, ks_err *err)
                   .state = d->states[op->state].rec,
                   .state_stride = d->states[op->state].floats };
     for (uint32_t i = 0, end; i < d->batch->n_seqs && !rc; i = end) {
-        end = round_end(d->batch, i);
+        end = ks_round_end(d->batch, i);
         a.seqs = d->step.seqs + i;
         a.n_seqs = end - i;
         cu_launch_conv(&a, d->compute);
@@ -490,7 +479,7 @@ static int op_delta(cu_dev *d, const ks_op *op, ks_err *err)
                    .state_stride = d->states[op->state].floats,
                    .head_stride = ks_delta_floats(op->u.delta.d_k, op->u.delta.d_v) };
     for (uint32_t i = 0, end; i < d->batch->n_seqs && !rc; i = end) {
-        end = round_end(d->batch, i);
+        end = ks_round_end(d->batch, i);
         a.seqs = d->step.seqs + i;
         a.n_seqs = end - i;
         a.most_rows = 0;
