@@ -18,7 +18,7 @@ modes     300 gpu  prompts of 3 to 30,000 tokens: streamed, grouped, chunked, re
 memcheck  120 gpu  compute-sanitizer memcheck over the suites
 racecheck 200 gpu  compute-sanitizer racecheck over the suites
 ceilings  120 gpu  products and attention beside cuBLAS and the rate of memory; products by warpgroups, too
-prefill   420 gpu  prompts of 512 to 32k at 16 GB, 30B (with warpgroups, too) and half of the 80B; 100 tokens behind 20,000
+prefill   420 gpu  prompts of 512 to 32k at 16 GB, 30B (without warpgroups, too) and half of the 80B; 100 tokens behind 20,000
 decode    300 gpu  answers at 16 GB and with all experts resident, graphs on and off, against the CPU alone
 profile   150 gpu  every kernel of a prompt and of a step of one row
 cpu       300 cpu  ceilings of the processor, each kernel, the 30B with AVX-512 and with AVX2
@@ -136,7 +136,7 @@ run_prefill() {
     measure_peak || return 1
     model q30 qwen3-30b-a3b || return 1
     bench_model q30 --device cuda --vram-limit 16G "${lengths[@]}" "${peak[@]}" || rc=1
-    bench_model q30 --device cuda --vram-limit 16G --set cuda-experts.warpgroups=1 "${lengths[@]}" "${peak[@]}" || rc=1
+    bench_model q30 --device cuda --vram-limit 16G --set cuda-experts.warpgroups=0 "${lengths[@]}" "${peak[@]}" || rc=1
     "$krasis" plan --model-path "$work/q30" --device cuda --vram-limit 16G --context 33000 2>&1 | quiet
     model n80 qwen3-coder-next-80b --layers 24 || return 1
     bench_model n80 --device hybrid --vram-limit 16G "${lengths[@]}" "${peak[@]}" || rc=1

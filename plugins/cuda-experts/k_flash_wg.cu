@@ -6,8 +6,8 @@
  * when one is full and when all warps have read it.
  *
  * A warpgroup asks for the scores of its next keys and then for the products of its last weights and their values, in
- * one go; while the second is under way it makes weights of the first. Meanwhile others use the tensor cores: with
- * `warpgroups` 1 they take turns in asking, so that none waits for the products of all; with 2 they come as they come.
+ * one go; while the second is under way it makes weights of the first. Meanwhile others use the tensor cores, as they
+ * come: taking turns was measured and gains nothing.
  *
  * Do a product of a warp (mma.sync) and one of a warpgroup (wgmma) have the same bits? Both add 16 products to a float,
  * and no manual says in which way. cu_flash_wg_agrees() asks the device; where they differ, this file is not used: else
@@ -26,7 +26,7 @@ template <uint32_t D_, bool FP8_, uint32_t GROUPS_, uint32_t STAGES_> struct wg_
     static constexpr uint32_t MT = 1, QUERIES = GROUPS * 64, COLS = D, KEYS = FLASH_KEYS(D);
     static constexpr uint32_t PARTS = FP8 ? 1 : 2, ELEM = FP8 ? 1 : 2;
     static constexpr uint32_t Q_SIZE = QUERIES * D, TILE = KEYS * D; /* numbers */
-    static constexpr uint32_t N_PHASES = 2 * STAGES + GROUPS;
+    static constexpr uint32_t N_PHASES = 2 * STAGES;
     static constexpr size_t BYTES = 1024 + 2 * ((size_t)PARTS * Q_SIZE + (size_t)2 * STAGES * TILE) + WARPS * 32 * 32 +
                                     QUERIES * 4 + N_PHASES * 8 + (GROUPS + 1) * 8;
 
@@ -48,12 +48,12 @@ template <uint32_t D_, bool FP8_, uint32_t GROUPS_, uint32_t STAGES_> struct wg_
 /* The block's shared memory. */
 template <class S> struct wg_shared {
     uint16_t *q, *k, *v;
-    uint4 *seen;                  /* (WARPS * 32) of a thread's two queries: positions, then the first that each sees */
-    float4 *total;                /* (WARPS * 32) and what spans have given so far: m, then l */
-    uint2 *sees;                  /* (GROUPS) positions that any query of a warpgroup sees: the first, the last */
-    uint2 *which;                 /* (1) the tile, and its kv head */
-    float *factor;                /* (QUERIES) of a score, in powers of two; E4M3 alone */
-    uint64_t *full, *free, *turn; /* (STAGES), (STAGES), (GROUPS) phases */
+    uint4 *seen;           /* (WARPS * 32) of a thread's two queries: positions, then the first that each sees */
+    float4 *total;         /* (WARPS * 32) and what spans have given so far: m, then l */
+    uint2 *sees;           /* (GROUPS) positions that any query of a warpgroup sees: the first, the last */
+    uint2 *which;          /* (1) the tile, and its kv head */
+    float *factor;         /* (QUERIES) of a score, in powers of two; E4M3 alone */
+    uint64_t *full, *free; /* (STAGES), (STAGES) phases */
 
     __device__ __forceinline__ wg_shared(uint8_t *p)
     {
@@ -64,8 +64,7 @@ template <class S> struct wg_shared {
         total = (float4 *)(seen + S::WARPS * 32);
         full = (uint64_t *)(total + S::WARPS * 32);
         free = full + S::STAGES;
-        turn = free + S::STAGES;
-        sees = (uint2 *)(turn + S::GROUPS);
+        sees = (uint2 *)(free + S::STAGES);
         which = sees + S::GROUPS;
         factor = (float *)(which + 1);
     }
@@ -76,7 +75,6 @@ template <class S> struct wg_shared {
             phase_init(&full[i], 4);
             phase_init(&free[i], S::WARPS);
         }
-        for (uint32_t i = 0; i < S::GROUPS; i++) phase_init(&turn[i], 4);
     }
 };
 
@@ -296,15 +294,6 @@ template <class S> struct wg_flash {
     }
     __device__ __forceinline__ void give_back(uint32_t p) const { warp_arrive(sh.free + p % S::STAGES); }
     static __device__ __forceinline__ uint32_t place(uint32_t p) { return uniform(p % S::STAGES * S::TILE * 2); }
-    /* Each block of keys is a turn of every warpgroup. */
-    __device__ __forceinline__ void begin_turn(uint32_t t) const
-    {
-        if (a.warpgroups == 1) phase_wait(&sh.turn[rows.group], (t + (rows.group == 0)) % 2);
-    }
-    __device__ __forceinline__ void end_turn() const
-    {
-        if (a.warpgroups == 1) warp_arrive(&sh.turn[rows.group + 1 < S::GROUPS ? rows.group + 1 : 0]);
-    }
 
     /* The scores of block j become weights; f: for rescale(). */
     __device__ __forceinline__ void weigh(uint32_t j, float (&c)[S::KEYS / 8][4], state<S> &st, float (&f)[2]) const
@@ -340,8 +329,6 @@ template <class S> struct wg_flash {
     __device__ __forceinline__ void pass(uint32_t t) const
     {
         give_back(t);
-        begin_turn(t);
-        end_turn();
         wait_full(t + 1);
     }
 
@@ -363,14 +350,12 @@ template <class S> struct wg_flash {
             rescale<S>(st, 0, 0, f[0]);
             rescale<S>(st, 0, 1, f[1]);
             w.set(c);
-            begin_turn(t);
             wait_full(t + 1);
             j += S::KEYS;
             if (j >= end) break;
             wg_fence();
             ask_scores<S>(c, queries, wg_further(keys, at));
             ask_values<S>(st, w, wg_further(values, at));
-            end_turn();
             wg_wait<1>();
             wg_hold(c);
             weigh(j, c, st, f);
@@ -378,7 +363,6 @@ template <class S> struct wg_flash {
         }
         wg_fence();
         ask_values<S>(st, w, wg_further(values, place(t + 1)));
-        end_turn();
         wg_wait<0>();
         wg_hold(st.o[0]);
         t++;

@@ -303,7 +303,7 @@ void cu_launch_matmul_int(const cu_matmul *m, cu_stream s)
     if (!m->n_rows || !m->n_mat) return;
     if (m->n_rows <= FEW_ROWS)
         cu_launch_matmul_few(m, s);
-    else if (m->wg_blocks)
+    else if (m->wg_blocks && (m->refs ? m->n_pairs : (uint64_t)m->n_rows * m->n_mat) >= (uint64_t)m->wg_rows * m->n_mat)
         cu_launch_matmul_wg(m, s);
     else
         launch_shape<many>(m, s);

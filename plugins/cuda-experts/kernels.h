@@ -79,6 +79,7 @@ typedef struct cu_matmul {
     uint32_t x_mul, x_add;
     uint32_t n_pairs;   /* with refs: rows of all matrices together, at most */
     uint32_t wg_blocks; /* multiprocessors; 0: many rows do not use the products of warpgroups either */
+    uint32_t wg_rows;   /* fewest rows a matrix, on average, for which they do */
     cu_act act;         /* I8, I4, MXFP4; q NULL: the product quantizes x, or what glu makes, by itself */
     const float *x;     /* F32, BF16 */
     cu_glu glu;         /* its rows are p; n 0: none */
@@ -194,7 +195,7 @@ typedef struct cu_attn {
     const uint32_t *sel, *n_sel; /* (rows, sel_stride): tiles of one row then, and no spans */
     size_t sel_stride;
     uint32_t n_rows;
-    uint32_t warpgroups; /* 1: by warpgroups, in turns; 2: not in turns; 0: not. Needs tiles for it */
+    uint32_t warpgroups; /* 1: by warpgroups. Needs tiles for it */
     float *part;         /* (n_rows * n_heads, n_spans, d_v + 2) */
 } cu_attn;
 /* 0, or a CUDA error: the shape needs more shared memory than there is. */

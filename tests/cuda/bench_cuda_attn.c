@@ -92,12 +92,11 @@ static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
         best = fmin(best, seconds(e0, e1) / times);
     }
     double pairs = s->n_seqs * ((double)s->pos * s->n_rows + 0.5 * s->n_rows * (s->n_rows + 1.0));
-    static const char *const how[] = { "", ", warpgroups", ", warpgroups without turns" };
     printf("%-6s d %3u %2u/%u heads, %2u x %5u rows after %5u: %9.1f us  %6.1f TFLOP/s  %6.0f GB/s  (%s%s)\n",
            ks_type_name(s->type), s->d, s->n_heads, s->n_kv, s->n_seqs, s->n_rows, s->pos, best * 1e6,
            2.0 * (s->d + d_v) * s->n_heads * pairs / best / 1e12,
            (s->d_v ? 1.0 : 2.0) * s->n_seqs * keys * width * elem / best / 1e9, cudaGetErrorString(cudaGetLastError()),
-           how[s->warpgroups]);
+           s->warpgroups ? ", warpgroups" : "");
     const void *p[] = { a.tiles, a.seqs, a.pages, a.q.p, a.o.p, a.k.p, s->d_v ? NULL : a.v.p, a.part };
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) (void)cudaFree((void *)(uintptr_t)p[i]);
     free(tiles);
@@ -136,7 +135,7 @@ int main(void)
         for (size_t i = 0; i < sizeof prompts / sizeof prompts[0]; i++) {
             shape s = prompts[i];
             s.type = types[t];
-            for (; s.warpgroups < (n_sums ? 3 : 1); s.warpgroups++) run(&s, a, b);
+            for (; s.warpgroups < (n_sums ? 2 : 1); s.warpgroups++) run(&s, a, b);
         }
         run(&(shape) { types[t], 576, 128, 1, 1, 0, 2048, 512, 0 }, a, b); /* latent attention */
         for (uint32_t heads = 16; heads <= 128; heads *= 8)

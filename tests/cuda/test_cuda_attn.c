@@ -121,7 +121,7 @@ static void unmake(world *w)
     free(w->out);
 }
 
-enum { PLAIN, WARPS, GROUPS_IN_TURNS, GROUPS_FREE }; /* what computes */
+enum { PLAIN, WARPS, WARPGROUPS }; /* what computes */
 
 /* Rows [first, first + n) of the sequence, `rows` a block; results to `out` (n_rows, heads * d), from row `first` on.
  */
@@ -145,7 +145,7 @@ static void run(world *w, uint32_t how, uint32_t first, uint32_t n, uint32_t row
     a.n_rows = n;
     a.q.p += first * a.q.stride;
     a.n_spans = spans ? (w->s.pos + first + n - 1) / 1024 + 1 : 0;
-    a.warpgroups = how == GROUPS_IN_TURNS ? 1 : how == GROUPS_FREE ? 2 : 0;
+    a.warpgroups = how == WARPGROUPS;
     ok((cudaError_t)(how == PLAIN ? cu_launch_attn(&a, NULL) : cu_launch_flash(&a, NULL)));
     ok(cudaDeviceSynchronize());
     ok(cudaMemcpy(out + first * width, a.o.p, n * width * sizeof *out, cudaMemcpyDeviceToHost));
@@ -161,17 +161,17 @@ static void by_warpgroups_too(world *w, const float *one, float *other)
     uint32_t rows = cu_flash_queries(s->type, s->group, s->d, w->a.d_v, 227 * 1024, 1) / s->group;
     for (uint32_t spans = 0; spans < 2; spans++) {
         memset(other, 0, n * sizeof *other);
-        run(w, spans ? GROUPS_FREE : GROUPS_IN_TURNS, 0, s->n_rows, rows, spans != 0, other);
+        run(w, WARPGROUPS, 0, s->n_rows, rows, spans != 0, other);
         assert_memory_equal(one, other, n * sizeof *one);
     }
     if (s->type == KS_T_BF16 && !KS_TEST_ALL)
         return;      /* what follows asks the same of both caches, and takes its time */
     w->per_seq = 11; /* as if they were sequences */
-    run(w, GROUPS_FREE, 0, s->n_rows, rows, false, other);
+    run(w, WARPGROUPS, 0, s->n_rows, rows, false, other);
     w->per_seq = 0;
     assert_memory_equal(one, other, n * sizeof *one);
     for (uint32_t r = 0; r < s->n_rows; r += 7) /* pieces of seven rows, four a block */
-        run(w, GROUPS_IN_TURNS, r, s->n_rows - r < 7 ? s->n_rows - r : 7, rows < 4 ? rows : 4, r % 2, other);
+        run(w, WARPGROUPS, r, s->n_rows - r < 7 ? s->n_rows - r : 7, rows < 4 ? rows : 4, r % 2, other);
     assert_memory_equal(one, other, n * sizeof *one);
 }
 

@@ -131,7 +131,7 @@ static const struct mode {
     { "16 of 48 experts stay, 32 places", NULL, { "layer-group-size", "4" } },
     { "48 of 48 experts stay, 0 places", NULL, { "expert-divisor", "auto" } },
     { "5 of 48 experts stay, 3 places", NULL, { "resident", "5", "ring", "3" } },
-    { "48 of 48 experts stay, 0 places", "16 of 16 experts stay, 0 places", { "warpgroups", "1" } },
+    { "48 of 48 experts stay, 0 places", "16 of 16 experts stay, 0 places", { "warpgroups", "0" } },
     { "8 of 48 experts stay, 8 places",
       NULL,
       { "expert-divisor", "7", "resident", "8", "step-tokens", "64", "max-running", "8" } },
@@ -145,8 +145,8 @@ static const struct mode {
     { "0 of 48 experts stay, 2 places", NULL, { "piece", "64", "resident", "0", "ring", "2", "step-tokens", "512" } },
     { "48 of 48 experts stay, 0 places",
       "16 of 16 experts stay, 0 places",
-      { "warpgroups", "1", "expert-divisor", "1" } },
-    { "24 of 48 experts stay, 24 places", NULL, { "warpgroups", "1", "expert-divisor", "2" } },
+      { "warpgroups", "0", "expert-divisor", "1" } },
+    { "24 of 48 experts stay, 24 places", NULL, { "warpgroups", "0", "expert-divisor", "2" } },
 };
 
 static void compare(const char *dir, uint32_t n)
