@@ -59,7 +59,7 @@ static __device__ __forceinline__ float warp_max(float v)
 }
 
 /* The sum over a block, the same in every thread; *ret_before: of the threads before. shared: a number a warp. */
-static __device__ uint32_t block_scan(uint32_t v, uint32_t *shared, uint32_t *ret_before)
+static __device__ CU_APART uint32_t block_scan(uint32_t v, uint32_t *shared, uint32_t *ret_before)
 {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = v;
     for (uint32_t o = 1; o < 32; o *= 2) {

@@ -54,7 +54,7 @@ static __device__ __forceinline__ uint32_t own_best(const float *v, uint32_t n, 
 }
 
 /* As the CPU's: the k best, best first. What is left when only NaN and -inf remain goes in index order. */
-static __device__ void top_k(float *v, uint32_t n, uint32_t k, int32_t *ids, uint32_t lane)
+static __device__ CU_APART void top_k(float *v, uint32_t n, uint32_t k, int32_t *ids, uint32_t lane)
 {
     uint32_t own, best = own_best(v, n, lane, &own);
     for (uint32_t s = 0; s < k; s++) {
@@ -88,7 +88,7 @@ static __device__ void softmax(float *v, uint32_t n, uint32_t lane)
     __syncwarp();
 }
 
-static __device__ void score(uint32_t kind, float *v, uint32_t n, uint32_t lane)
+static __device__ CU_APART void score(uint32_t kind, float *v, uint32_t n, uint32_t lane)
 {
     if (kind == KS_SCORE_SOFTMAX) {
         softmax(v, n, lane);
@@ -100,7 +100,8 @@ static __device__ void score(uint32_t kind, float *v, uint32_t n, uint32_t lane)
     __syncwarp();
 }
 
-static __device__ void limit_groups(const cu_route &a, float *choice, float *group, int32_t *best, uint32_t lane)
+static __device__ CU_APART void limit_groups(const cu_route &a, float *choice, float *group, int32_t *best,
+                                             uint32_t lane)
 {
     uint32_t per = a.n_experts / a.n_group;
     for (uint32_t g = lane; g < a.n_group; g += 32) {
@@ -127,7 +128,8 @@ static __device__ void limit_groups(const cu_route &a, float *choice, float *gro
 }
 
 /* phimoe: each in turn is the best of those left; its weight is a softmax over those left that are near it. */
-static __device__ void sparse_mix(const cu_route &a, const float *z, float *left, int32_t *ids, float *w, uint32_t lane)
+static __device__ CU_APART void sparse_mix(const cu_route &a, const float *z, float *left, int32_t *ids, float *w,
+                                           uint32_t lane)
 {
     for (uint32_t s = 0; s < a.k; s++) {
         int32_t at = best_of(left, a.n_experts, lane);

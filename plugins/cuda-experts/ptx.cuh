@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+/* A function that is not copied into each place that calls it: rare paths, so that what runs lies close together. */
+#define CU_APART __noinline__
 /* CU_LAUNCH(kernel, grid, block, shared bytes, stream)(arguments); a kernel with a comma in its name: in parentheses.
  */
 #define CU_LAUNCH(kernel, grid, block, shared, stream) ++cu_n_launches, kernel<<<grid, block, shared, stream>>>

@@ -13,6 +13,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define CU_APART
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
@@ -33,6 +34,11 @@ struct __align__(8) uint2
 {
     unsigned int x, y;
 };
+struct __align__(16) int4
+{
+    int32_t x, y, z, w;
+};
+
 struct __align__(16) uint4
 {
     unsigned int x, y, z, w;
