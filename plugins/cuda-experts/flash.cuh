@@ -78,6 +78,11 @@ struct range {
 
 /* ---- scores of a block of keys become weights: for query (t, h) of the thread in this order */
 
+static __device__ CU_APART float tanh_of(float v)
+{
+    return tanhf(v);
+}
+
 /* softcap; returns what a score is multiplied by from now on. */
 template <class S>
 static __device__ __forceinline__ float cap(const cu_attn &a, float c[S::KEYS / 8][4], uint32_t h, float by)
@@ -87,7 +92,7 @@ static __device__ __forceinline__ float cap(const cu_attn &a, float c[S::KEYS / 
 #pragma unroll
     for (uint32_t i = 0; i < S::KEYS / 4; i++) {
         float &v = c[i / 2][2 * h + i % 2];
-        v = tanhf(v * in);
+        v = tanh_of(v * in);
     }
     return a.softcap * LOG2E;
 }
@@ -205,7 +210,7 @@ static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &ti
                                              uint32_t base, uint32_t span, bool last, float m[S::MT][2],
                                              float l[S::MT][2], const state<S> &st)
 {
-    uint32_t lane = threadIdx.x % 32, q0 = base + S::first_query(), col = S::first_col() + lane % 4 * 2;
+    uint32_t lane = threadIdx.x % 32, q0 = base + S::first_query(), col = S::first_col() + lane % 4 * S::COL_STEP;
 #pragma unroll
     for (uint32_t t = 0; t < S::MT; t++)
 #pragma unroll
@@ -220,7 +225,7 @@ static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &ti
                 o += 2 + col;
 #pragma unroll
                 for (uint32_t n = 0; n < S::COLS / 8; n++)
-                    *(float2 *)(o + n * 8) = make_float2(st.o[t][n][2 * h], st.o[t][n][2 * h + 1]);
+                    for (uint32_t i = 0; i < 2; i++) o[S::col(n, i)] = st.o[t][n][2 * h + i];
                 continue;
             }
             bool begun = m[t][h] != -INFINITY;
@@ -231,11 +236,14 @@ static __device__ __forceinline__ void flush(const cu_attn &a, const cu_tile &ti
 #pragma unroll
             for (uint32_t n = 0; n < S::COLS / 8; n++)
                 for (uint32_t i = 0; i < 2; i++) {
-                    float v = merged(begun ? o[n * 8 + i] : 0.0f, st.o[t][n][2 * h + i], f);
-                    o[n * 8 + i] = last ? quotient(v, scale, sum) : v;
+                    float &to = o[S::col(n, i)], v = merged(begun ? to : 0.0f, st.o[t][n][2 * h + i], f);
+                    to = last ? quotient(v, scale, sum) : v;
                 }
         }
 }
+
+/* k_flash_row.cu: tiles of one row; the shapes that cu_flash_queries() knows, but for latent attention. */
+int flash_row_launch(const cu_attn *a, cu_stream s);
 
 /* k_flash.cu: joins the parts of spans that had blocks of their own. */
 void flash_join(const cu_attn *a, cu_stream s);

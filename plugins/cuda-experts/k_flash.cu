@@ -30,6 +30,9 @@ template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false
     /* Of this warp, in its block. */
     static __device__ __forceinline__ uint32_t first_query(void) { return SHARED ? 0 : threadIdx.x / 32 * MT * 16; }
     static __device__ __forceinline__ uint32_t first_col(void) { return SHARED ? threadIdx.x / 32 * COLS : 0; }
+    /* A thread's columns of a tile of eight. */
+    static constexpr uint32_t COL_STEP = 2;
+    static __device__ __forceinline__ uint32_t col(uint32_t n, uint32_t i) { return n * 8 + i; }
     /* In shared memory. */
     static __device__ __forceinline__ uint32_t place(uint32_t query, uint32_t col) { return query * K_ROW + col; }
 };
@@ -261,6 +264,8 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
 {
     CU_DYNAMIC_SHARED(uint8_t, shared);
     uint32_t group = a.n_heads / a.n_kv_heads, kvh = blockIdx.x % a.n_kv_heads, lane = threadIdx.x % 32;
+    let_next_begin();
+    wait_for_stream();
     /* Only a shared tile may have fewer queries than a row has. */
     const uint32_t chunks = S::SHARED ? ceil_div(group, S::QUERIES) : 1, at = blockIdx.x / a.n_kv_heads;
     const uint32_t base = S::SHARED ? at % chunks * S::QUERIES : 0, q0 = base + S::first_query();
@@ -345,6 +350,8 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
 template <uint32_t DV> static __global__ void __launch_bounds__(128) join_kernel(cu_attn a)
 {
     uint32_t at = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    let_next_begin();
+    wait_for_stream();
     if (at >= a.n_rows * a.n_heads) return;
     const float *part = a.part + (size_t)at * a.n_spans * (DV + 2);
     float m = -INFINITY, l = 0, o[DV / 32], scale;
@@ -365,13 +372,13 @@ void flash_join(const cu_attn *a, cu_stream s)
 {
     uint32_t blocks = (a->n_rows * a->n_heads + 3) / 4;
     if (a->d_v == 64)
-        CU_LAUNCH(join_kernel<64>, blocks, 128, 0, s)(*a);
+        CU_LAUNCH_EARLY(join_kernel<64>, blocks, 128, 0, s)(*a);
     else if (a->d_v == 128)
-        CU_LAUNCH(join_kernel<128>, blocks, 128, 0, s)(*a);
+        CU_LAUNCH_EARLY(join_kernel<128>, blocks, 128, 0, s)(*a);
     else if (a->d_v == 256)
-        CU_LAUNCH(join_kernel<256>, blocks, 128, 0, s)(*a);
+        CU_LAUNCH_EARLY(join_kernel<256>, blocks, 128, 0, s)(*a);
     else
-        CU_LAUNCH(join_kernel<512>, blocks, 128, 0, s)(*a);
+        CU_LAUNCH_EARLY(join_kernel<512>, blocks, 128, 0, s)(*a);
 }
 
 template <class S> static int launch(const cu_attn *a, cu_stream s)
@@ -380,15 +387,15 @@ template <class S> static int launch(const cu_attn *a, cu_stream s)
     if (rc != cudaSuccess) return (int)rc;
     uint32_t group = a->n_heads / a->n_kv_heads, chunks = S::SHARED ? (group + S::QUERIES - 1) / S::QUERIES : 1;
     dim3 grid(a->n_tiles * a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
-    CU_LAUNCH(flash_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
+    CU_LAUNCH_EARLY(flash_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
     if (a->n_spans) flash_join(a, s);
     return 0;
 }
 
-/* Where each block has one row, at most 16 queries, its warps share them: the same bits. */
+/* Where each block has one row, at most 16 queries, another kernel has its warps share them: the same bits. */
 template <uint32_t D, bool FP8, uint32_t MT> static int launch_rows(const cu_attn *a, cu_stream s)
 {
-    return a->n_tiles == a->n_rows ? launch<shape<D, D, FP8, 0>>(a, s) : launch<shape<D, D, FP8, MT>>(a, s);
+    return a->n_tiles == a->n_rows ? flash_row_launch(a, s) : launch<shape<D, D, FP8, MT>>(a, s);
 }
 
 /* The absorbed form: all heads of a row look at one latent row of 512 + 64 columns. */

@@ -32,6 +32,9 @@ template <uint32_t D_, bool FP8_, uint32_t GROUPS_, uint32_t STAGES_> struct wg_
 
     static __device__ __forceinline__ uint32_t first_query(void) { return threadIdx.x / 32 * 16; }
     static __device__ __forceinline__ uint32_t first_col(void) { return 0; }
+    /* A thread's columns of a tile of eight. */
+    static constexpr uint32_t COL_STEP = 2;
+    static __device__ __forceinline__ uint32_t col(uint32_t n, uint32_t i) { return n * 8 + i; }
     /* A row of 128 bytes holds 64 columns; its pieces of 16 bytes lie as products find them (wgmma.cuh). */
     static __device__ __forceinline__ uint32_t in_panel(uint32_t row, uint32_t piece)
     {

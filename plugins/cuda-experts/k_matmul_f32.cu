@@ -34,8 +34,9 @@ static __device__ __forceinline__ float2 two_weights(const uint8_t *strip, uint3
 }
 
 /* Up to COLS rows: a block owns ROWS of a strip's 16 outputs; a thread one of them over one span at a time, for all
- * columns. All the weights of a span (half of it with COLS > 1) are asked for before the first is used. */
-template <bool BF16, uint32_t COLS, uint32_t ROWS>
+ * columns. All the weights of a span (half of it with COLS > 1) are asked for before the first is used. WHOLE: each
+ * span has all of its columns, so that nobody asks where it ends: a third of the code. */
+template <bool BF16, uint32_t COLS, uint32_t ROWS, bool WHOLE>
 static __global__ void __launch_bounds__(FEW_SPANS *ROWS) few_kernel(cu_matmul m)
 {
     __shared__ float part[FEW_SPANS][COLS][ROWS];
@@ -55,9 +56,12 @@ static __global__ void __launch_bounds__(FEW_SPANS *ROWS) few_kernel(cu_matmul m
     for (uint32_t s0 = 0; s0 < n_spans; s0 += FEW_SPANS) {
         uint32_t k0 = (s0 + slot) * SPAN, end = min(k0 + SPAN, m.n_in), c0 = s0 * SPAN;
         float2 w[AHEAD];
+        /* Has this thread's span columns up to k0 + k? */
+        const bool mine = k0 < m.n_in;
+        auto has = [&](uint32_t k) { return WHOLE || k0 + k < end; };
 #pragma unroll
-        for (uint32_t i = 0; i < AHEAD; i++)
-            if (k0 + 2 * i < end) w[i] = two_weights<BF16>(strip, row, k0 + 2 * i);
+        for (uint32_t i = 0; mine && i < AHEAD; i++)
+            if (has(2 * i)) w[i] = two_weights<BF16>(strip, row, k0 + 2 * i);
         if (!m.refs && s0 == 0) wait_for_stream();
         for (uint32_t c = 0; c < n; c++) {
             const float *x = m.x + (size_t)input_row(m, r.begin + p0 + c, z) * m.x_stride + c0;
@@ -70,17 +74,17 @@ static __global__ void __launch_bounds__(FEW_SPANS *ROWS) few_kernel(cu_matmul m
         __syncthreads();
         float acc[COLS] = {};
 #pragma unroll
-        for (uint32_t h = 0; h < SPAN; h += 2 * AHEAD) {
+        for (uint32_t h = 0; mine && h < SPAN; h += 2 * AHEAD) {
 #pragma unroll
             for (uint32_t i = 0; i < AHEAD; i++) {
                 uint32_t k = h + 2 * i;
 #pragma unroll
-                for (uint32_t c = 0; c < COLS; c++) {
-                    const float *x = xs + (c * FEW_SPANS + slot) * X_ROW + k;
-                    if (c < n && k0 + k < end) acc[c] = __fmaf_rn(w[i].x, x[0], acc[c]);
-                    if (c < n && k0 + k + 1 < end) acc[c] = __fmaf_rn(w[i].y, x[1], acc[c]);
+                for (uint32_t c = 0; c < COLS; c++) { /* beyond n are numbers of nobody */
+                    const float2 x = *(const float2 *)(xs + (c * FEW_SPANS + slot) * X_ROW + k);
+                    if (has(k)) acc[c] = __fmaf_rn(w[i].x, x.x, acc[c]);
+                    if (has(k + 1)) acc[c] = __fmaf_rn(w[i].y, x.y, acc[c]);
                 }
-                if (h + 2 * AHEAD < SPAN && k0 + k + 2 * AHEAD < end) /* the next half, as soon as there is room */
+                if (h + 2 * AHEAD < SPAN && has(k + 2 * AHEAD)) /* the next half, as soon as there is room */
                     w[i] = two_weights<BF16>(strip, row, k0 + k + 2 * AHEAD);
             }
         }
@@ -94,14 +98,23 @@ static __global__ void __launch_bounds__(FEW_SPANS *ROWS) few_kernel(cu_matmul m
 }
 
 /* A router has few outputs: half a strip a block, which is what memory gives at once. */
-template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, cu_stream s)
+template <bool BF16, uint32_t COLS, bool WHOLE> static void launch_few(const cu_matmul *m, cu_stream s)
 {
     size_t bytes = (size_t)COLS * FEW_SPANS * X_ROW * sizeof(float);
     uint32_t blocks = (m->n_rows + COLS - 1) / COLS, strips = (m->n_out + 15) / 16;
     if (m->n_out <= NARROW)
-        CU_LAUNCH_EARLY((few_kernel<BF16, COLS, 8>), dim3(2 * strips, blocks, m->n_mat), FEW_SPANS * 8, bytes, s)(*m);
+        CU_LAUNCH_EARLY((few_kernel<BF16, COLS, 8, WHOLE>), dim3(2 * strips, blocks, m->n_mat), FEW_SPANS * 8, bytes, s)
+    (*m);
+    else CU_LAUNCH_EARLY((few_kernel<BF16, COLS, 16, WHOLE>), dim3(strips, blocks, m->n_mat), FEW_SPANS * 16, bytes,
+                         s)(*m);
+}
+
+template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, cu_stream s)
+{
+    if (m->n_in % SPAN)
+        launch_few<BF16, COLS, false>(m, s);
     else
-        CU_LAUNCH_EARLY((few_kernel<BF16, COLS, 16>), dim3(strips, blocks, m->n_mat), FEW_SPANS * 16, bytes, s)(*m);
+        launch_few<BF16, COLS, true>(m, s);
 }
 
 /* A thread owns 4 x 4 of a block's OUTS x ROWS; the next step's numbers are on their way while this one is added. */
