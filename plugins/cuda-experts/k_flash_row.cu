@@ -8,19 +8,19 @@
  * all of them, in ascending order: only this chain of products is as long as it was. */
 #include "flash.cuh"
 
-#define QUERY_WARPS 4u
-
-template <uint32_t D_, bool FP8_> struct row_shape {
-    static constexpr uint32_t D = D_, DK = D, DV = D, WARPS = QUERY_WARPS, THREADS = WARPS * 32, MT = 1, QUERIES = 16;
+/* Four warps do on every GPU, eight where there is shared memory for their keys. */
+template <uint32_t D_, bool FP8_, uint32_t WARPS_> struct row_shape {
+    static constexpr uint32_t D = D_, DK = D, DV = D, WARPS = WARPS_, THREADS = WARPS * 32, MT = 1, QUERIES = 16;
     static constexpr bool FP8 = FP8_;
     static constexpr uint32_t KEYS = FLASH_KEYS(D), ROUND = KEYS * WARPS, STEPS = KEYS / 16; /* of products */
     static constexpr uint32_t COLS = D / WARPS, PARTS = FP8 ? 1 : 2, ELEM = FP8 ? 1 : 2;
     static constexpr uint32_t ROW = D * ELEM + 16, Q_ROW = D + 8; /* bytes, numbers: neighbours in other banks */
     static constexpr uint32_t Q_SIZE = QUERIES * Q_ROW, TILE = ROUND * ROW;
     static constexpr size_t REST = PARTS * (Q_SIZE * 2 + WARPS * STEPS * 512) + QUERIES * 4 + 2 * WARPS * QUERIES * 4;
-    static constexpr bool APART = REST + 2 * TILE <= 99 * 1024; /* values have a place of their own, on every GPU */
+    static constexpr size_t MOST = (WARPS > 4 ? 227 : 99) * 1024; /* of 9.0 and 10.0; every GPU from 8.0 on has 99 */
+    static constexpr bool APART = REST + 2 * TILE <= MOST;        /* values have a place of their own */
     static constexpr size_t BYTES = REST + (APART ? 2 : 1) * TILE;
-    static_assert(BYTES <= 99 * 1024, "every GPU from 8.0 on has so much");
+    static_assert(BYTES <= MOST && COLS % 16 == 0, "too many warps");
 
     static __device__ __forceinline__ uint32_t first_query(void) { return 0; }
     static __device__ __forceinline__ uint32_t first_col(void) { return threadIdx.x / 32 * COLS; }
@@ -278,9 +278,8 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS) row_kern
     cp_async_wait<0>();
 }
 
-template <uint32_t D, bool FP8> static int launch(const cu_attn *a, cu_stream s)
+template <class S> static int launch(const cu_attn *a, cu_stream s)
 {
-    typedef row_shape<D, FP8> S;
     static_assert(SPAN % S::ROUND == 0, "a round has keys of one span");
     cudaError_t rc = cudaFuncSetAttribute(row_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES);
     if (rc != cudaSuccess) return (int)rc;
@@ -291,10 +290,16 @@ template <uint32_t D, bool FP8> static int launch(const cu_attn *a, cu_stream s)
     return 0;
 }
 
+template <uint32_t D, bool FP8> static int launch_as(const cu_attn *a, cu_stream s)
+{
+    if (a->shared_max >= row_shape<D, FP8, 8>::BYTES) return launch<row_shape<D, FP8, 8>>(a, s);
+    return launch<row_shape<D, FP8, 4>>(a, s);
+}
+
 int flash_row_launch(const cu_attn *a, cu_stream s)
 {
     const bool fp8 = a->k.type == KS_T_F8E4M3;
-    if (a->d_k == 64) return fp8 ? launch<64, true>(a, s) : launch<64, false>(a, s);
-    if (a->d_k == 128) return fp8 ? launch<128, true>(a, s) : launch<128, false>(a, s);
-    return fp8 ? launch<256, true>(a, s) : launch<256, false>(a, s);
+    if (a->d_k == 64) return fp8 ? launch<row_shape<64, true, 4>>(a, s) : launch<row_shape<64, false, 4>>(a, s);
+    if (a->d_k == 128) return fp8 ? launch_as<128, true>(a, s) : launch_as<128, false>(a, s);
+    return fp8 ? launch_as<256, true>(a, s) : launch_as<256, false>(a, s);
 }

@@ -14,6 +14,7 @@
 #define WARPS 8u
 #define CHUNK 2048u /* columns of a piece */
 #define SPLIT 2u    /* strips of a piece, at most */
+#define SMALL 8192u /* shared memory that a launch gets unasked, with what the kernel has of its own */
 #define ENOUGH 256u /* blocks that fill a device, */
 #define MOST_TURNS 8u
 #define FULL 396u /* and what it holds at once: three for each of 132 multiprocessors */
@@ -40,77 +41,96 @@ static __host__ __device__ __forceinline__ uint32_t blocks_of(uint32_t n_out, ui
 }
 
 /* The block's matrix of several takes the place of m's own; returns which of its blocks this is. */
-static __device__ __forceinline__ uint32_t enter_matrix(cu_matmul &m, uint32_t per)
+static __device__ __forceinline__ uint32_t enter_matrix(const cu_matmul &all, cu_matmul &m, uint32_t per)
 {
-    uint32_t block = blockIdx.x, before = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < CU_MATRICES; i++) { /* no index that the compiler does not know: m stays in registers */
-        if (i >= m.n_of || blockIdx.x < before) continue;
-        block = blockIdx.x - before;
-        before += blocks_of(m.of[i].n_out, per);
-        m.w = m.of[i].w;
-        m.y = m.of[i].y;
-        m.y_stride = m.of[i].y_stride;
-        m.bias = m.of[i].bias;
-        m.n_out = m.of[i].n_out;
-    }
+    uint32_t block = blockIdx.x, i = 0, n;
+    if (!all.n_of) return block;
+#pragma unroll 1
+    for (; block >= (n = blocks_of(all.of[i].n_out, per)); i++) block -= n;
+    m.w = all.of[i].w;
+    m.y = all.of[i].y;
+    m.y_stride = all.of[i].y_stride;
+    m.bias = all.of[i].bias;
+    m.n_out = all.of[i].n_out;
     return block;
 }
 
-/* The block's rows, into its shared memory. A warp takes 128 columns at a time; those of the next turns are on their
- * way. */
-static __device__ __forceinline__ void quantize_own(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p0,
-                                                    uint32_t n, const cu_act &own)
+/* Numbers that a block brings in to quantize a row itself: its columns, or gates and ups and what becomes of them. */
+static __host__ __device__ __forceinline__ uint32_t own_width(const cu_matmul &m)
 {
-    constexpr uint32_t AHEAD = 3;
-    const uint32_t groups = ceil_div(own.q_stride, 128), all = n * groups, lane = threadIdx.x % 32;
-    float v[AHEAD + 1][4] = {};
-#pragma unroll 1
-    for (uint32_t u = threadIdx.x / 32; u < all + AHEAD * WARPS; u += WARPS) {
-        if (u < all) {
-            uint32_t col = u % groups * 128 + lane * 4, from = input_row(m, r.begin + p0 + u / groups, z);
-            if (m.glu.n)
-                glu_4(v[AHEAD], m.glu, from, col);
-            else
-                load_4(v[AHEAD], m.x + from * m.x_stride + col, col < m.n_in ? m.n_in - col : 0);
-        }
-        uint32_t now = u - AHEAD * WARPS;
-        if (now < all) quantize(v[0], now / groups, now % groups * 128 + lane * 4, m.n_in, own);
-#pragma unroll
-        for (uint32_t i = 0; i < AHEAD; i++)
-#pragma unroll
-            for (uint32_t j = 0; j < 4; j++) v[i][j] = v[i + 1][j];
-    }
+    return m.glu.n ? (m.glu.n + 15) / 16 * 48 : (m.n_in + 3) / 4 * 4;
 }
 
-/* OWN: the block quantizes its rows while its first weights are on their way. */
+/* The block's rows, by way of x (rows, own_width), into its shared memory. */
+static __device__ __forceinline__ void quantize_own(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p0,
+                                                    uint32_t n, float *x, const cu_act &own)
+{
+    const uint32_t width = own_width(m), in = m.glu.n ? width / 3 * 2 : m.n_in, out = m.glu.n ? in : 0;
+    const uint32_t groups = ceil_div(own.q_stride, 128), lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (uint32_t row = 0; row < n; row++) {
+        uint32_t from = input_row(m, r.begin + p0 + row, z);
+        const float *y = m.glu.n ? m.glu.x.p + from * m.glu.x.stride : m.x + from * m.x_stride;
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < in; i += WARPS * 32) cp_async_4(x + row * width + i, y + i);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll 1
+    for (uint32_t row = 0; m.glu.n && row < n; row++) {
+        uint32_t from = input_row(m, r.begin + p0 + row, z);
+        float *y = x + row * width;
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < m.glu.n; i += WARPS * 32) {
+            const float *gate = y + i / 16 * 32 + i % 16;
+            y[out + i] = glu(m.glu, weigh(m.glu, from, gate[0]), weigh(m.glu, from, gate[16]));
+        }
+    }
+    if (m.glu.n) __syncthreads();
+#pragma unroll 1
+    for (uint32_t row = 0; row < n; row++)
+#pragma unroll 1
+        for (uint32_t u = threadIdx.x / 32; u < groups; u += WARPS) {
+            uint32_t col = u * 128 + lane * 4;
+            float v[4] = {};
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++)
+                if (col + i < m.n_in) v[i] = x[row * width + out + col + i];
+            quantize(v, row, col, m.n_in, own);
+        }
+    __syncthreads();
+}
+
+/* OWN: the block quantizes its rows while its first weights are on their way. per: strips of a block; of these a piece
+ * has 1 << pair. */
 template <uint32_t TYPE, uint32_t GROUP, bool OWN>
 static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || GROUP < 128) ? 2 : 3)
-    few_kernel(cu_matmul m, uint32_t per, uint32_t at_once)
+    few_kernel(const __grid_constant__ cu_matmul all, uint32_t per, uint32_t pair)
 {
-    CU_DYNAMIC_SHARED(int8_t, own_q); /* with OWN: (rows, n_in), and the scales (rows, n_in / 128) */
-    constexpr uint32_t TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32;
+    CU_DYNAMIC_SHARED(float, own_x); /* with OWN: (rows, own_width), the scales (rows, n_in / 128), (rows, n_in) */
+    constexpr uint32_t TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32, HALF = TASKS / SPLIT;
     constexpr uint32_t SCALES = TASKS * 16 / (WARPS * 32), ROW = TASKS + 4; /* neighbours in other banks */
     __shared__ __align__(16) int32_t isum[FEW][16][ROW];
     __shared__ __align__(16) float wscale[16][ROW], xscale[FEW][CHUNK / 128];
+    cu_matmul m = all;
     uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint32_t block = enter_matrix(m, per);
+    uint32_t block = enter_matrix(all, m, per);
     cu_ref r;
     let_next_begin();
     if (m.refs) wait_for_stream(); /* else the weights are known, and set out before */
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * FEW;
     if (p0 >= r.n) return;
-    const uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), first = block * per, all = ceil_div(m.n_out, 16);
-    const uint32_t n_strips = min(per, all - first), n_chunks = ceil_div(n_in, CHUNK);
-    const uint32_t n_pieces = ceil_div(n_strips, at_once) * n_chunks, half = at_once > 1 ? TASKS / SPLIT : 0;
+    const uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), first = block * per;
+    const uint32_t n_strips = min(per, ceil_div(m.n_out, 16) - first);
     const size_t scales_at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
     cu_act own = {};
     if (OWN) {
-        own.q = own_q;
-        own.q_stride = n_in;
-        own.scale = (float *)(own_q + n * n_in); /* n_in is a multiple of 32 */
+        own.scale = own_x + n * own_width(m);
         own.scale_stride = ceil_div(n_in, 128);
+        own.q = (int8_t *)(own.scale + n * own.scale_stride);
+        own.q_stride = n_in;
     }
     auto row_of = [&](uint32_t p) { return OWN ? (size_t)p : (size_t)input_row(m, r.begin + p0 + p, z); };
     const cu_act &act = OWN ? own : m.act;
@@ -121,18 +141,19 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
     raw<TYPE> w[MINE][STEPS];
     uint2 x[MINE][STEPS];
     float ws[SCALES], xscale_next = 0, acc = 0;
-    uint32_t groups = 0, here = 0, s0 = 0, c0 = 0; /* of the piece in registers: groups of columns, strips, the first */
+    /* Of the piece in registers: its first strip and column, groups of columns, groups of all its strips. */
+    uint32_t s0 = 0, c0 = 0, groups = 0, tasks = 0;
 #pragma unroll 1
-    for (uint32_t piece = 0;; piece++) {
-        const uint32_t done = groups, done_strips = here, done_s0 = s0;
-        if (piece) {
+    for (bool begun = false;; begun = true) {
+        const uint32_t done = groups, done_tasks = tasks, done_s0 = s0;
+        if (begun) {
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
-                uint32_t task = warp + i * WARPS, at = task / groups * half + task % groups;
+                uint32_t task = warp + i * WARPS, at = task < groups ? task : HALF + task - groups;
                 int32_t c[4] = { 0, 0, 0, 0 };
 #pragma unroll
                 for (uint32_t j = 0; j < STEPS; j++) mma_s8(c, decode<TYPE>(w[i][j]).a, x[i][j].x, x[i][j].y);
-                if (task >= groups * here) continue;
+                if (task >= tasks) continue;
 #pragma unroll
                 for (uint32_t j = 0; j < 4; j++)
                     if (2 * t + j % 2 < n) isum[2 * t + j % 2][2 * g + j / 2][at] = sum_of<TYPE>(c[j]);
@@ -140,74 +161,75 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
 #pragma unroll
             for (uint32_t i = 0; i < SCALES; i++) {
                 uint32_t at = threadIdx.x + i * WARPS * 32, task = at / 16;
-                if (task < groups * here) wscale[at % 16][task / groups * half + task % groups] = ws[i];
+                if (task < tasks) wscale[at % 16][task < groups ? task : HALF + task - groups] = ws[i];
             }
             if (strip == 0) xscale[col][row] = xscale_next;
+            c0 += CHUNK;
+            if (c0 >= n_in) {
+                c0 = 0;
+                s0 += 1u << pair;
+            }
         }
-        if (piece < n_pieces) {
-            s0 = piece / n_chunks * at_once;
-            c0 = piece % n_chunks * CHUNK;
-            here = min(at_once, n_strips - s0);
+        const bool ends = c0 == 0, more = s0 < n_strips; /* of the piece that is done: sums are whole; another comes */
+        if (more) {
             groups = ceil_div(min(CHUNK, n_in - c0), GROUP);
+            tasks = pair && s0 + 1 < n_strips ? 2 * groups : groups;
             const uint8_t *strips = r.w + (size_t)(first + s0) * m.strip_bytes;
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
-                uint32_t task = warp + i * WARPS, k0 = c0 + task % groups * GROUP;
-                const uint8_t *from = strips + task / groups * m.strip_bytes;
+                uint32_t task = warp + i * WARPS, k0 = c0 + (task < groups ? task : task - groups) * GROUP;
+                const uint8_t *from = task < groups ? strips : strips + m.strip_bytes;
 #pragma unroll
                 for (uint32_t j = 0; j < STEPS; j++) {
                     w[i][j] = raw<TYPE> {};
-                    if (task < groups * here && k0 + j * 32 < n_in) w[i][j] = load_pair<TYPE>(from, k0 + j * 32, g, t);
+                    if (task < tasks && k0 + j * 32 < n_in) w[i][j] = load_pair<TYPE>(from, k0 + j * 32, g, t);
                 }
             }
 #pragma unroll
             for (uint32_t i = 0; i < SCALES; i++) {
                 uint32_t at = threadIdx.x + i * WARPS * 32, task = at / 16;
                 ws[i] = 0;
-                if (task < groups * here)
-                    ws[i] = weight_scale<TYPE>(strips + task / groups * m.strip_bytes + scales_at,
-                                               c0 / GROUP + task % groups, at % 16);
+                if (task < tasks)
+                    ws[i] = weight_scale<TYPE>((task < groups ? strips : strips + m.strip_bytes) + scales_at,
+                                               c0 / GROUP + (task < groups ? task : task - groups), at % 16);
             }
-            if (!piece && !m.refs) wait_for_stream();
-            if (OWN && !piece) {
-                quantize_own(m, r, z, p0, n, own);
-                __syncthreads();
-            }
+            if (!begun && !m.refs) wait_for_stream();
+            if (OWN && !begun) quantize_own(m, r, z, p0, n, own_x, own);
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
-                uint32_t task = warp + i * WARPS, k0 = c0 + task % groups * GROUP;
+                uint32_t task = warp + i * WARPS, k0 = c0 + (task < groups ? task : task - groups) * GROUP;
 #pragma unroll
                 for (uint32_t j = 0; j < STEPS; j++) {
                     x[i][j] = make_uint2(0, 0);
-                    if (xq && task < groups * here && k0 + j * 32 < n_in)
-                        x[i][j] = *(const uint2 *)(xq + k0 + j * 32 + 8 * t);
+                    if (xq && task < tasks && k0 + j * 32 < n_in) x[i][j] = *(const uint2 *)(xq + k0 + j * 32 + 8 * t);
                 }
             }
             if (xs && c0 / 128 + row < ceil_div(n_in, 128)) xscale_next = xs[c0 / 128 + row];
         }
-        if (!piece) continue;
+        if (!begun) continue;
         __syncthreads();
-        if (strip < done_strips && col < n) {
-            const int32_t *is = isum[col][row] + strip * half;
-            const float *ws4 = wscale[row] + strip * half;
-#pragma unroll 4
+        if (strip * done < done_tasks && col < n) {
+            const int32_t *is = isum[col][row] + strip * HALF;
+            const float *f = wscale[row] + strip * HALF;
+#pragma unroll(GROUP < 128 ? 2 : 4)
             for (uint32_t i = 0; i < TASKS && i < done; i += 4) {
                 const int4 v4 = *(const int4 *)(is + i);
-                const float4 w4 = *(const float4 *)(ws4 + i);
+                const float4 f4 = *(const float4 *)(f + i);
                 const int32_t v[4] = { v4.x, v4.y, v4.z, v4.w };
-                const float f[4] = { w4.x, w4.y, w4.z, w4.w };
+                const float fs[4] = { f4.x, f4.y, f4.z, f4.w };
 #pragma unroll
                 for (uint32_t j = 0; j < 4; j++)
                     if (i + j < done)
-                        acc = __fmaf_rn(__int2float_rn(v[j]), __fmul_rn(f[j], xscale[col][(i + j) * GROUP / 128]), acc);
+                        acc =
+                            __fmaf_rn(__int2float_rn(v[j]), __fmul_rn(fs[j], xscale[col][(i + j) * GROUP / 128]), acc);
             }
             uint32_t o = (first + done_s0 + strip) * 16 + row;
-            if (piece % n_chunks == 0) {
+            if (ends) {
                 if (o < m.n_out) store(m, r, z, r.begin + p0 + col, o, acc);
                 acc = 0;
             }
         }
-        if (piece == n_pieces) return;
+        if (!more) return;
         __syncthreads();
     }
 }
@@ -216,15 +238,19 @@ template <uint32_t TYPE, uint32_t GROUP, bool OWN> static void launch_as(const c
 {
     uint32_t strips = m->n_of ? 0 : blocks_of(m->n_out, 1), blocks = (m->n_rows + FEW - 1) / FEW, all = 0;
     for (uint32_t i = 0; i < m->n_of; i++) strips += blocks_of(m->of[i].n_out, 1);
-    const uint32_t at_once = m->n_in <= CHUNK / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH ? SPLIT : 1;
+    const uint32_t pair = m->n_in <= CHUNK / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH;
     /* As many pieces a block that all blocks run at once, as far as that goes. */
-    const uint32_t turns = (strips * m->n_mat * blocks + at_once * FULL - 1) / (at_once * FULL);
-    const uint32_t per = at_once * (turns < MOST_TURNS ? turns : MOST_TURNS);
+    const uint32_t turns = (strips * m->n_mat * blocks + (FULL << pair) - 1) / (FULL << pair);
+    const uint32_t per = (turns < MOST_TURNS ? turns : MOST_TURNS) << pair;
     for (uint32_t i = 0; i < m->n_of; i++) all += blocks_of(m->of[i].n_out, per);
     dim3 grid(m->n_of ? all : blocks_of(m->n_out, per), blocks, m->n_mat);
     uint32_t rows = m->n_rows < FEW ? m->n_rows : FEW, n_in = (m->n_in + 31) / 32 * 32;
-    size_t bytes = OWN ? rows * (n_in + (n_in + 127) / 128 * sizeof(float)) : 0;
-    CU_LAUNCH_EARLY((few_kernel<TYPE, GROUP, OWN>), grid, WARPS * 32, bytes, s)(*m, per, at_once);
+    size_t bytes = OWN ? rows * ((own_width(*m) + (n_in + 127) / 128) * sizeof(float) + n_in) : 0;
+    /* Where this fails, so does the launch. */
+    if (bytes > SMALL)
+        (void)cudaFuncSetAttribute(few_kernel<TYPE, GROUP, OWN>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   (int)bytes);
+    CU_LAUNCH_EARLY((few_kernel<TYPE, GROUP, OWN>), grid, WARPS * 32, bytes, s)(*m, per, pair);
 }
 
 template <uint32_t TYPE, uint32_t GROUP> struct few {

@@ -172,10 +172,12 @@ static __device__ void route_row(const cu_route &a, uint32_t row, pair *near, fl
         if (a.flags & KS_ROUTE_LATE) score(a.score, w, k, lane);
     }
     float sum = 0;
+#pragma unroll 1
     for (uint32_t i = 0; i < k; i++) sum = __fadd_rn(sum, w[i]);
     float div = a.flags & KS_ROUTE_NORM_MIN ? fmaxf(sum, a.norm_eps) : sum + a.norm_eps;
     for (uint32_t i = lane; i < k; i += 32) { /* the rank of an expert is its place */
         uint32_t at = 0;
+#pragma unroll 1
         for (uint32_t j = 0; j < k; j++) at += ids[j] < ids[i];
         float v = a.flags & KS_ROUTE_NORM ? __fdiv_rn(w[i], div) : w[i];
         pair p = { ids[i], v * a.scale };
@@ -295,6 +297,7 @@ static __device__ void sort_few(const cu_sort &a, uint32_t *near)
     __syncthreads();
     for (uint32_t e0 = 0; e0 < a.n_experts; e0 += blockDim.x) {
         uint32_t e = e0 + threadIdx.x, n = 0, before;
+#pragma unroll 1
         for (uint32_t i = 0; i < total; i++) n += expert[i] == (int32_t)e;
         if (e >= a.n_experts) n = 0;
         uint32_t all = block_scan(n, shared, &before), to = sum + before;
@@ -303,6 +306,7 @@ static __device__ void sort_few(const cu_sort &a, uint32_t *near)
         a.begin[e + 1] = to + n;
         if (near) near[e + 1] = to + n;
         if (a.heat && n) a.heat[e] += n;
+#pragma unroll 1
         for (uint32_t i = 0; n && i < total; i++) {
             if (expert[i] != (int32_t)e) continue;
             a.pair_row[to] = i / a.k;

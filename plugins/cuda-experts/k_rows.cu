@@ -66,10 +66,12 @@ static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_cons
     const float *x = a.x.p + row * a.x.stride + c0;
     float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER], *out = rows + threadIdx.y * a.width;
     let_next_begin();
+    uint32_t at = (c0 + threadIdx.x) % a.w_width, step = THREADS % a.w_width;
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
-        uint32_t i = threadIdx.x + j * THREADS;
-        w[j] = i < a.width && a.weight ? a.weight[(c0 + i) % a.w_width] : 1.0f;
+        w[j] = threadIdx.x + j * THREADS < a.width && a.weight ? a.weight[at] : 1.0f;
+        at += step;
+        if (at >= a.w_width) at -= a.w_width;
     }
     wait_for_stream();
     if (row >= a.n_rows) return;
@@ -96,9 +98,13 @@ static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_cons
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
         if (i >= a.width) continue;
-        float r = v[j] * inv * (w[j] + a.w_offset);
-        y[i] = r = a.bias ? r + a.bias[(c0 + i) % a.w_width] : r;
-        if (ROW && b.act.q) out[i] = r;
+        y[i] = v[j] = v[j] * inv * (w[j] + a.w_offset);
+        if (ROW && b.act.q) out[i] = v[j];
+    }
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; a.bias && i < a.width; i += THREADS) {
+        y[i] += a.bias[(c0 + i) % a.w_width];
+        if (ROW && b.act.q) out[i] = y[i];
     }
     if (!ROW || !b.act.q) return;
     if (THREADS == 32)
@@ -326,24 +332,33 @@ void cu_launch_embed(const void *x, uint32_t type, cu_reg y, float scale, uint32
 
 /* ---- the cache */
 
-/* Column i of row r of a.x, whose value is v. */
-static __device__ __forceinline__ void append_at(const cu_append &a, uint32_t r, uint32_t i, float v)
+/* Where row r of a.x goes: its page, and its first element there. */
+static __device__ __forceinline__ uint8_t *append_to(const cu_append &a, uint32_t r, size_t *ret_first)
 {
     const cu_seq s = a.seqs[a.row_seq[r]];
-    uint32_t pos = s.pos + (r - s.row), page = a.pages[s.page_at + pos / a.cache.page_tok];
-    size_t at = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col + i;
-    uint8_t *p = a.cache.p + page * a.cache.page_bytes;
-    if (a.cache.type == KS_T_F32)
-        ((float *)p)[at] = v;
-    else if (a.cache.type == KS_T_BF16)
-        ((uint16_t *)p)[at] = f32_to_bf16(v);
+    uint32_t pos = s.pos + (r - s.row);
+    *ret_first = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col;
+    return a.cache.p + a.pages[s.page_at + pos / a.cache.page_tok] * a.cache.page_bytes;
+}
+
+static __device__ __forceinline__ void append(const cu_cache &c, uint8_t *page, size_t at, float v)
+{
+    if (c.type == KS_T_F32)
+        ((float *)page)[at] = v;
+    else if (c.type == KS_T_BF16)
+        ((uint16_t *)page)[at] = f32_to_bf16(v);
     else
-        p[at] = f32_to_e4m3(v);
+        page[at] = f32_to_e4m3(v);
 }
 
 struct append_fn {
     cu_append a;
-    __device__ void operator()(uint32_t r, uint32_t i) const { append_at(a, r, i, a.x.p[r * a.x.stride + i]); }
+    __device__ void operator()(uint32_t r, uint32_t i) const
+    {
+        size_t first;
+        uint8_t *page = append_to(a, r, &first);
+        append(a.cache, page, first + i, a.x.p[r * a.x.stride + i]);
+    }
 };
 
 void cu_launch_append(const cu_append *a, cu_stream s)
@@ -383,6 +398,10 @@ static __global__ void __launch_bounds__(32) heads_kernel(const __grid_constant_
     float *at = h.x.p + row * h.x.stride + c0;
     let_next_begin();
     wait_for_stream();
+    uint8_t *page = nullptr;
+    size_t first = 0;
+    if (h.append.cache.p) page = append_to(h.append, row, &first); /* looked up while numbers are on their way */
+#pragma unroll 4
     for (uint32_t c = lane; c < h.width; c += 32) x[c] = at[c];
     __syncwarp();
     if (h.norm.width) norm_head(h.norm, c0, x);
@@ -391,7 +410,7 @@ static __global__ void __launch_bounds__(32) heads_kernel(const __grid_constant_
     __syncwarp();
     for (uint32_t c = lane; c < h.width; c += 32) {
         if (h.norm.width || h.rope.rot_dim) at[c] = x[c];
-        if (h.append.cache.p) append_at(h.append, row, c0 + c, x[c]);
+        if (page) append(h.append.cache, page, first + c0 + c, x[c]);
     }
 }
 

@@ -289,7 +289,8 @@ static void attn(uint32_t type, const ks_attn_args *a, uint32_t begin, uint32_t 
                   .pages = taken(pages, n_pages * 4),
                   .q_head = a->d_k,
                   .o_head = a->d_v,
-                  .n_rows = a->n_rows };
+                  .n_rows = a->n_rows,
+                  .shared_max = turn % 4 < 2 ? 99 * 1024 : 227 * 1024 };
     m.q = (cu_reg) { rows_up(a->q, a->n_rows, a->q_stride * 4, (size_t)qw * 4), qw };
     m.o = (cu_reg) { take((size_t)a->n_rows * ow * 4), ow };
     uint32_t ks = inside ? a->k_stride : kw, vs = inside ? a->k_stride : vw;
