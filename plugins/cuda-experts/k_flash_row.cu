@@ -67,9 +67,10 @@ template <class S> struct row_walk {
     __device__ __forceinline__ void send(const cu_cache &c, uint8_t *to, uint32_t j0) const
     {
         constexpr uint32_t PIECES = S::D * S::ELEM / 16;
+        const uint32_t n_keys = min(S::ROUND, ceil_div(r.end - j0, S::KEYS) * S::KEYS); /* of blocks that are seen */
 #pragma unroll 8
-        for (uint32_t i = 0; i < S::ROUND * PIECES / S::THREADS; i++) {
-            uint32_t at = threadIdx.x + i * S::THREADS, key = at / PIECES, piece = at % PIECES, j = j0 + key;
+        for (uint32_t at = threadIdx.x; at < n_keys * PIECES; at += S::THREADS) {
+            uint32_t key = at / PIECES, piece = at % PIECES, j = j0 + key;
             bool there = j >= r.begin && j < r.end;
             uint32_t known = there ? j : r.begin;
             uint32_t nth = page_shift < 32 ? known >> page_shift : quotient_of(known, c.page_tok);
@@ -242,13 +243,14 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS) row_kern
 #pragma unroll 1
     for (bool last = false; !last; j0 += S::ROUND) {
         const uint32_t j = j0 + threadIdx.x / 32 * S::KEYS;
+        const bool sees = j < r.end; /* else this warp's block is beyond all that anybody looks at */
         float c[S::KEYS / 8][4], by[2];
         last = j0 + S::ROUND >= r.end;
         cp_async_wait<S::APART ? 1 : 0>();
         __syncthreads(); /* keys and queries are there; nobody reads what the round before has left */
-        walk.scores(c);
+        if (sees) walk.scores(c);
 #pragma unroll
-        for (uint32_t h = 0; h < 2; h++) {
+        for (uint32_t h = 0; sees && h < 2; h++) {
             float top[1] = { -INFINITY };
             by[h] = cap<S>(a, c, h, S::FP8 ? sh.factor[lane / 4 + 8 * h] : a.scale * LOG2E);
             if (j + S::KEYS > r.end || j < r.begin) hide<S>(c, h, j, r.end - 1, r.begin);
@@ -262,7 +264,7 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS) row_kern
             walk.send_k(j0 + S::ROUND);
         else
             walk.send_v(j0);
-        walk.weigh(c, by, st.m[0]);
+        if (sees) walk.weigh(c, by, st.m[0]);
         cp_async_wait<S::APART ? 1 : 0>();
         __syncthreads(); /* weights and values are there */
         walk.add(r.begin < r.end ? min(S::WARPS, ceil_div(r.end - j0, S::KEYS)) : 0, st);
@@ -278,21 +280,28 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS) row_kern
     cp_async_wait<0>();
 }
 
+template <class S> static dim3 blocks_of(const cu_attn *a)
+{
+    uint32_t group = a->n_heads / a->n_kv_heads, chunks = (group + S::QUERIES - 1) / S::QUERIES;
+    return dim3(a->n_tiles * a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
+}
+
 template <class S> static int launch(const cu_attn *a, cu_stream s)
 {
     static_assert(SPAN % S::ROUND == 0, "a round has keys of one span");
     cudaError_t rc = cudaFuncSetAttribute(row_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES);
     if (rc != cudaSuccess) return (int)rc;
-    uint32_t group = a->n_heads / a->n_kv_heads, chunks = (group + S::QUERIES - 1) / S::QUERIES;
-    dim3 grid(a->n_tiles * a->n_kv_heads * chunks, a->n_spans ? a->n_spans : 1);
-    CU_LAUNCH_EARLY(row_kernel<S>, grid, S::THREADS, S::BYTES, s)(*a);
+    CU_LAUNCH_EARLY(row_kernel<S>, blocks_of<S>(a), S::THREADS, S::BYTES, s)(*a);
     if (a->n_spans) flash_join(a, s);
     return 0;
 }
 
+/* Eight warps take a round in less time, four leave room for another block. */
 template <uint32_t D, bool FP8> static int launch_as(const cu_attn *a, cu_stream s)
 {
-    if (a->shared_max >= row_shape<D, FP8, 8>::BYTES) return launch<row_shape<D, FP8, 8>>(a, s);
+    typedef row_shape<D, FP8, 8> wide;
+    uint32_t blocks = blocks_of<wide>(a).x * blocks_of<wide>(a).y;
+    if (a->shared_max >= wide::BYTES && blocks <= a->n_sms) return launch<wide>(a, s);
     return launch<row_shape<D, FP8, 4>>(a, s);
 }
 

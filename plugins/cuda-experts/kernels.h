@@ -195,9 +195,9 @@ typedef struct cu_attn {
     const uint32_t *sel, *n_sel; /* (rows, sel_stride): tiles of one row then, and no spans */
     size_t sel_stride;
     uint32_t n_rows;
-    uint32_t warpgroups; /* 1: by warpgroups. Needs tiles for it */
-    uint32_t shared_max; /* bytes that a block may have: with more, more keys of a row at once */
-    float *part;         /* (n_rows * n_heads, n_spans, d_v + 2) */
+    uint32_t warpgroups;        /* 1: by warpgroups. Needs tiles for it */
+    uint32_t shared_max, n_sms; /* bytes that a block may have; blocks that run side by side */
+    float *part;                /* (n_rows * n_heads, n_spans, d_v + 2) */
 } cu_attn;
 /* 0, or a CUDA error: the shape needs more shared memory than there is. */
 int cu_launch_attn(const cu_attn *a, cu_stream s);

@@ -191,6 +191,7 @@ static int attend(cu_dev *d, cu_attn *a, int32_t sel, ks_err *err)
     }
     a->warpgroups = d->flash_wg;
     a->shared_max = (uint32_t)d->shared_max;
+    a->n_sms = d->n_sms;
     int rc = flash ? cu_launch_flash(a, d->compute) : cu_launch_attn(a, d->compute);
     return cu_check(d, (cudaError_t)rc, "attention", err);
 }

@@ -76,7 +76,8 @@ static void run(const shape *s, cudaEvent_t e0, cudaEvent_t e1)
                   .k = { take(n_pages * page, 0x2d), page, s->type, width, PAGE_TOK, 0 },
                   .n_rows = n,
                   .warpgroups = s->warpgroups,
-                  .shared_max = 227 << 10 };
+                  .shared_max = 227 << 10,
+                  .n_sms = 132 };
     a.v = a.k;
     if (!s->d_v) a.v.p = take(n_pages * page, 0x35);
     if (n_tiles * s->n_kv * ((group + 15) / 16) < 264 && keys > SPAN) {

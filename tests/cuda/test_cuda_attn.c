@@ -146,7 +146,8 @@ static void run(world *w, uint32_t how, uint32_t first, uint32_t n, uint32_t row
     a.q.p += first * a.q.stride;
     a.n_spans = spans ? (w->s.pos + first + n - 1) / 1024 + 1 : 0;
     a.warpgroups = how == WARPGROUPS;
-    a.shared_max = spans ? 99 * 1024 : 227 * 1024; /* rows alone: four warps and eight */
+    a.shared_max = 227 * 1024;
+    a.n_sms = spans ? 0 : 1000; /* rows alone: four warps and eight */
     ok((cudaError_t)(how == PLAIN ? cu_launch_attn(&a, NULL) : cu_launch_flash(&a, NULL)));
     ok(cudaDeviceSynchronize());
     ok(cudaMemcpy(out + first * width, a.o.p, n * width * sizeof *out, cudaMemcpyDeviceToHost));
