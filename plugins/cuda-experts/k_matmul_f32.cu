@@ -7,15 +7,10 @@
 #define FEW 4u
 #define FEW_SPANS 16u     /* in flight in a block */
 #define X_ROW (SPAN + 4u) /* of a span in shared memory: neighbours in other banks */
+#define NARROW 512u       /* up to so many outputs, blocks for few rows have half a strip */
 #define OUTS 64u          /* of a block for many rows */
-#define NARROW 512u       /* up to so many outputs its blocks have fewer rows */
-#define STEP 32u          /* columns that it takes at once */
-
-template <bool BF16> static __device__ __forceinline__ float weight_at(const uint8_t *strip, uint32_t row, uint32_t k)
-{
-    if (!BF16) return ((const float *)strip)[k * 16 + row];
-    return bf16_to_f32(((const uint16_t *)strip)[(k / 2 * 16 + row) * 2 + k % 2]);
-}
+#define TILE 32u          /* rows of it */
+#define STEP 8u           /* columns that a warp takes at once */
 
 /* Two columns of a row of a strip, the first of them even. */
 template <bool BF16>
@@ -117,80 +112,160 @@ template <bool BF16, uint32_t COLS> static void launch_few(const cu_matmul *m, c
         launch_few<BF16, COLS, true>(m, s);
 }
 
-/* A thread owns 4 x 4 of a block's OUTS x ROWS; the next step's numbers are on their way while this one is added. */
-template <bool BF16, uint32_t ROWS> static __global__ void __launch_bounds__(ROWS * 4) many_kernel(cu_matmul m)
+/* ---- many rows: a block has OUTS outputs of TILE rows, a warp of it all of them over one span at a time, a thread 8 x
+ * 8. So a warp needs no other one until the sums of the spans are added, and few blocks fill a multiprocessor. */
+
+/* What a warp computes with next, as floats. */
+struct f32_step {
+    float w[STEP][OUTS], x[STEP][TILE + 4];
+};
+#define SUM_ROW (OUTS + 4u) /* of a block's sums: neighbours in other banks */
+
+static __device__ __forceinline__ float4 four(uint4 v, uint32_t by)
 {
-    constexpr uint32_t THREADS = ROWS * 4, PER_W = OUTS * STEP / THREADS, PER_X = ROWS * STEP / THREADS;
-    __shared__ __align__(16) float ws[STEP][OUTS + 4], xs[STEP][ROWS + 4];
-    __shared__ uint32_t xrow[ROWS];
-    uint32_t z = blockIdx.z, tr = threadIdx.x % (OUTS / 4) * 4, tc = threadIdx.x / (OUTS / 4) * 4;
-    cu_ref r;
-    if (!find_matrix(m, z, &r)) return;
-    uint32_t p0 = blockIdx.y * ROWS, o0 = blockIdx.x * OUTS;
-    if (p0 >= r.n) return;
-    uint32_t n = min(ROWS, r.n - p0), n_strips = ceil_div(m.n_out, 16);
-    if (threadIdx.x < ROWS) xrow[threadIdx.x] = input_row(m, r.begin + p0 + (threadIdx.x < n ? threadIdx.x : 0), z);
-    __syncthreads();
-    float w_next[PER_W], x_next[PER_X];
-    auto fetch = [&](uint32_t k0) {
-#pragma unroll
-        for (uint32_t j = 0; j < PER_W; j++) {
-            uint32_t i = j * THREADS + threadIdx.x, row = i % OUTS, k = k0 + i / OUTS, strip = o0 / 16 + row / 16;
-            w_next[j] =
-                strip < n_strips && k < m.n_in ? weight_at<BF16>(r.w + strip * m.strip_bytes, row % 16, k) : 0.0f;
-        }
-#pragma unroll
-        for (uint32_t j = 0; j < PER_X; j++) {
-            uint32_t i = j * THREADS + threadIdx.x, k = k0 + i % STEP;
-            x_next[j] = k < m.n_in ? m.x[(size_t)xrow[i / STEP] * m.x_stride + k] : 0.0f;
-        }
-    };
-    float total[4][4] = {}, acc[4][4] = {};
-    fetch(0);
-    for (uint32_t k0 = 0; k0 < m.n_in; k0 += STEP) {
-        __syncthreads();
-#pragma unroll
-        for (uint32_t j = 0; j < PER_W; j++) {
-            uint32_t i = j * THREADS + threadIdx.x;
-            ws[i / OUTS][i % OUTS] = w_next[j];
-        }
-#pragma unroll
-        for (uint32_t j = 0; j < PER_X; j++) {
-            uint32_t i = j * THREADS + threadIdx.x;
-            xs[i % STEP][i / STEP] = x_next[j];
-        }
-        __syncthreads();
-        fetch(k0 + STEP);
-        uint32_t steps = min(STEP, m.n_in - k0);
-#pragma unroll 8
-        for (uint32_t k = 0; k < steps; k++) {
-            const float4 w4 = *(const float4 *)&ws[k][tr], x4 = *(const float4 *)&xs[k][tc];
-            const float w[4] = { w4.x, w4.y, w4.z, w4.w }, x[4] = { x4.x, x4.y, x4.z, x4.w };
-#pragma unroll
-            for (uint32_t i = 0; i < 4; i++)
-#pragma unroll
-                for (uint32_t j = 0; j < 4; j++) acc[i][j] = __fmaf_rn(w[i], x[j], acc[i][j]);
-        }
-        if ((k0 + STEP) % SPAN && k0 + STEP < m.n_in) continue;
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
-#pragma unroll
-            for (uint32_t j = 0; j < 4; j++) {
-                total[i][j] = __fadd_rn(total[i][j], acc[i][j]);
-                acc[i][j] = 0;
-            }
-    }
-#pragma unroll
-    for (uint32_t j = 0; j < 4; j++)
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
-            if (tc + j < n && o0 + tr + i < m.n_out) store(m, r, z, r.begin + p0 + tc + j, o0 + tr + i, total[i][j]);
+    return make_float4(__uint_as_float(v.x << by), __uint_as_float(v.y << by), __uint_as_float(v.z << by),
+                       __uint_as_float(v.w << by));
 }
 
-template <bool BF16, uint32_t ROWS> static void launch_many(const cu_matmul *m, cu_stream s)
+/* A lane's part of a step on its way: weights of every second strip, of lines of 16 dwords; halves of rows of x. */
+template <bool BF16> struct f32_loader {
+    static constexpr uint32_t K = BF16 ? 2 : 1, PER_W = STEP / K / 2;
+    const uint8_t *strip;
+    const float *x[2];
+    uint32_t next_strip, at;
+    uint4 w_next[PER_W];
+    float x_next[2][4];
+
+    __device__ f32_loader(const cu_matmul &m, const cu_ref &r, uint32_t o0, uint32_t p0, uint32_t n, uint32_t lane)
+        : at(lane)
+    {
+        uint32_t last = ceil_div(m.n_out, 16) - 1, s = o0 / 16 + lane / 4 % 2; /* what is not there reads what is */
+        strip = r.w + min(s, last) * m.strip_bytes + (lane / 8 * 16 + lane % 4 * 4) * 4;
+        next_strip = (uint32_t)((min(s + 2, last) - min(s, last)) * m.strip_bytes);
+        for (uint32_t j = 0; j < 2; j++) {
+            uint32_t row = j * 16 + lane / 2;
+            x[j] = m.x + (size_t)input_row(m, r.begin + p0 + (row < n ? row : 0), r.mat) * m.x_stride + lane % 2 * 4;
+        }
+    }
+
+    __device__ __forceinline__ void fetch(const cu_matmul &m, uint32_t k)
+    {
+        if (k >= m.n_in) return;
+#pragma unroll
+        for (uint32_t j = 0; j < PER_W; j++) /* zeros beyond n_in: T16 is padded to a multiple of STEP */
+            w_next[j] = *(const uint4 *)(strip + j % 2 * next_strip + (k / K + j / 2 * 4) * 64);
+        const uint32_t c = k + at % 2 * 4, n = c < m.n_in ? m.n_in - c : 0;
+        if (k + STEP <= m.n_in && (uintptr_t)m.x % 16 == 0 && m.x_stride % 4 == 0) {
+#pragma unroll
+            for (uint32_t j = 0; j < 2; j++) {
+                const float4 v = *(const float4 *)(x[j] + k);
+                x_next[j][0] = v.x, x_next[j][1] = v.y, x_next[j][2] = v.z, x_next[j][3] = v.w;
+            }
+            return;
+        }
+        for (uint32_t j = 0; j < 2; j++)
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) x_next[j][i] = i < n ? x[j][k + i] : 0.0f;
+    }
+
+    __device__ __forceinline__ void put(f32_step &to) const
+    {
+#pragma unroll
+        for (uint32_t j = 0; j < PER_W; j++) {
+            const uint32_t k = (at / 8 + j / 2 * 4) * K, o = j % 2 * 32 + at / 4 % 2 * 16 + at % 4 * 4;
+            const uint4 w = w_next[j];
+            *(float4 *)&to.w[k][o] = four(w, BF16 ? 16 : 0);
+            if (BF16)
+                *(float4 *)&to.w[k + 1][o] =
+                    four(make_uint4(w.x & 0xffff0000u, w.y & 0xffff0000u, w.z & 0xffff0000u, w.w & 0xffff0000u), 0);
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < 2; j++)
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) to.x[at % 2 * 4 + i][j * 16 + at / 2] = x_next[j][i];
+    }
+};
+
+/* A thread has outputs o + i, o + 32 + i and rows p + j, p + 16 + j; i, j: 0 .. 3. */
+static __device__ __forceinline__ void add_step(float acc[8][8], const f32_step &s, uint32_t o, uint32_t p)
 {
-    dim3 grid((m->n_out + OUTS - 1) / OUTS, (m->n_rows + ROWS - 1) / ROWS, m->n_mat);
-    CU_LAUNCH((many_kernel<BF16, ROWS>), grid, ROWS * 4, 0, s)(*m);
+#pragma unroll
+    for (uint32_t k = 0; k < STEP; k++) {
+        const float4 w0 = *(const float4 *)&s.w[k][o], w1 = *(const float4 *)&s.w[k][o + 32],
+                     x0 = *(const float4 *)&s.x[k][p], x1 = *(const float4 *)&s.x[k][p + 16];
+        const float w[8] = { w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w },
+                    x[8] = { x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w };
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++)
+#pragma unroll
+            for (uint32_t j = 0; j < 8; j++) acc[j][i] = __fmaf_rn(w[i], x[j], acc[j][i]);
+    }
+}
+
+/* Two rows of a thread, j and j + 1 of its eight. */
+static __device__ __forceinline__ void add_sums(float *total, float acc[8][8], uint32_t j, uint32_t o, uint32_t p)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        const float *a = &acc[j + i / 2][i % 2 * 4];
+        float4 *t = (float4 *)(total + (p + j / 4 * 16 + j % 4 + i / 2) * SUM_ROW + o + i % 2 * 32), v = *t;
+        *t = make_float4(__fadd_rn(v.x, a[0]), __fadd_rn(v.y, a[1]), __fadd_rn(v.z, a[2]), __fadd_rn(v.w, a[3]));
+    }
+}
+
+/* Of a block: BF16 leaves each thread 128 registers, F32 needs more. */
+static constexpr uint32_t most_warps(bool bf16)
+{
+    return bf16 ? 16 : 8;
+}
+
+template <bool BF16> static __global__ void __launch_bounds__(most_warps(BF16) * 32) many_kernel(cu_matmul m)
+{
+    CU_DYNAMIC_SHARED(f32_step, steps); /* (warps), then the sums: (TILE, SUM_ROW) */
+    const uint32_t warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, o0 = blockIdx.x * OUTS;
+    const uint32_t o = ((lane & 1) | (lane >> 1 & 6)) * 4, p = ((lane >> 1 & 1) | (lane >> 3 & 2)) * 4,
+                   n_spans = ceil_div(m.n_in, SPAN);
+    float *total = (float *)(steps + warps);
+    uint32_t p0, n;
+    cu_ref r;
+    if (!find_tile(m, blockIdx.y / 2, lane, &r, &p0, &n) || n <= blockIdx.y % 2 * TILE) return;
+    p0 += blockIdx.y % 2 * TILE;
+    n = min(n - blockIdx.y % 2 * TILE, TILE);
+    for (uint32_t i = threadIdx.x; i < TILE * SUM_ROW; i += blockDim.x) total[i] = 0;
+    f32_loader<BF16> from(m, r, o0, p0, n, lane);
+    from.fetch(m, warp * SPAN);
+    for (uint32_t s0 = 0; s0 < n_spans; s0 += warps) {
+        float acc[8][8] = {};
+        const uint32_t begin = (s0 + warp) * SPAN, live = min(warps, n_spans - s0);
+        for (uint32_t k = begin; k < min(begin + SPAN, m.n_in); k += STEP) {
+            __syncwarp(); /* the one before is no longer read */
+            from.put(steps[warp]);
+            __syncwarp();
+            from.fetch(m, k + STEP < begin + SPAN ? k + STEP : begin + warps * SPAN);
+            add_step(acc, steps[warp], o, p);
+        }
+        __syncthreads();
+        for (uint32_t turn = 0; turn < live + 3; turn++) { /* spans ascend, each a fourth of the sums behind the last */
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++)
+                if (warp < live && warp + j == turn) add_sums(total, acc, 2 * j, o, p);
+            __syncthreads();
+        }
+    }
+    for (uint32_t i = threadIdx.x * 4; i < n * OUTS; i += blockDim.x * 4)
+        store_4(m, r, blockIdx.z, r.begin + p0 + i / OUTS, o0 + i % OUTS, total + i / OUTS * SUM_ROW + i % OUTS);
+}
+
+template <bool BF16> static void launch_many(const cu_matmul *m, cu_stream s)
+{
+    uint32_t n_spans = (m->n_in + SPAN - 1) / SPAN, most = most_warps(BF16), rounds = (n_spans + most - 1) / most,
+             warps = (n_spans + rounds - 1) / rounds; /* all have work in all rounds but for the last */
+    const int bytes = (int)(warps * sizeof(f32_step) + TILE * SUM_ROW * sizeof(float));
+    dim3 grid((m->n_out + OUTS - 1) / OUTS, 2 * tiles_of(m), m->refs ? 1 : m->n_mat);
+    /* Where this fails, so does the launch. */
+    if (bytes > 48 * 1024)
+        (void)cudaFuncSetAttribute(many_kernel<BF16>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    CU_LAUNCH(many_kernel<BF16>, grid, warps * 32, bytes, s)(*m);
 }
 
 template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
@@ -199,10 +274,8 @@ template <bool BF16> static void launch(const cu_matmul *m, cu_stream s)
         launch_few<BF16, 1>(m, s);
     } else if (m->n_rows <= 4 * FEW) {
         launch_few<BF16, FEW>(m, s);
-    } else if (m->n_out <= NARROW) {
-        launch_many<BF16, 32>(m, s); /* a router: more blocks */
     } else {
-        launch_many<BF16, 64>(m, s);
+        launch_many<BF16>(m, s);
     }
 }
 

@@ -43,28 +43,6 @@ static __device__ __forceinline__ uint32_t x_chunk(uint32_t row, uint32_t i)
     return i ^ ((row & 1u) << 2 | (row & 2u));
 }
 
-/* The tile of this block: its matrix, and rows [*p0, *p0 + *n) of it. An expert's rows are split evenly. */
-static __device__ __forceinline__ bool find_tile(const cu_matmul &m, uint32_t lane, cu_ref *r, uint32_t *p0,
-                                                 uint32_t *n)
-{
-    uint32_t tile = blockIdx.y, z = blockIdx.z;
-    if (m.refs) {
-        uint32_t n_refs = m.n_refs ? *m.n_refs : m.n_mat, below = 0;
-        for (uint32_t i = lane; i < n_refs + lane; i += 32)
-            below += __popc(__ballot_sync(~0u, i < n_refs && m.refs[i].tile <= tile));
-        if (!below) return false;
-        z = below - 1;
-    }
-    if (!find_matrix(m, z, r)) return false;
-    if (m.refs) tile -= r->tile;
-    uint32_t n_tiles = ceil_div(r->n, CU_TILE_ROWS);
-    if (tile >= n_tiles) return false;
-    uint32_t per = (ceil_div(r->n, n_tiles) + 15u) & ~15u;
-    *p0 = tile * per;
-    *n = *p0 < r->n ? min(per, r->n - *p0) : 0;
-    return *n != 0;
-}
-
 /* What a thread brings of every stage: always the same chunk of weights, of every SKIP-th strip, of activations, of
  * every 16th row, and of scales. What is not there is zeros. */
 template <uint32_t TYPE, uint32_t GROUP> struct loader {
@@ -259,7 +237,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 3) many_kernel(cu_matmul m,
     stage<TYPE, GROUP> *stages = (stage<TYPE, GROUP> *)shared;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, p0, n;
     cu_ref r;
-    if (!find_tile(m, lane, &r, &p0, &n)) return;
+    if (!find_tile(m, blockIdx.y, lane, &r, &p0, &n)) return;
     uint32_t n_in = t16_n_in(m.n_in), n_stages = ceil_div(n_in, 128), s0 = blockIdx.x * STRIPS;
     for (uint32_t i = threadIdx.x; i < CU_TILE_ROWS; i += blockDim.x) /* rows that are not there read row p0 */
         x_row[i] = input_row(m, r.begin + p0 + (i < n ? i : 0), blockIdx.z);
@@ -288,12 +266,8 @@ template <uint32_t TYPE, uint32_t GROUP> struct many {
         size_t bytes = sizeof(stage<TYPE, GROUP>) * shape<TYPE, GROUP>::STAGES;
         /* Where this fails, so does the launch. */
         (void)cudaFuncSetAttribute(many_kernel<TYPE, GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-        uint32_t strips = (m->n_out + 15) / 16, tiles = cu_tiles(m->n_rows);
-        if (m->refs) {
-            uint32_t most = m->n_pairs / CU_TILE_ROWS + m->n_mat; /* the last tile of a matrix may be small */
-            tiles = most < tiles * m->n_mat ? most : tiles * m->n_mat;
-        }
-        dim3 grid((strips + STRIPS - 1) / STRIPS, tiles, m->refs ? 1 : m->n_mat);
+        uint32_t strips = (m->n_out + 15) / 16;
+        dim3 grid((strips + STRIPS - 1) / STRIPS, tiles_of(m), m->refs ? 1 : m->n_mat);
         CU_LAUNCH((many_kernel<TYPE, GROUP>), grid, WARPS * 32, bytes, s)(*m, 0);
     }
 };

@@ -29,6 +29,36 @@ static __device__ __forceinline__ bool find_matrix(const cu_matmul &m, uint32_t 
     return true;
 }
 
+/* Tiles of CU_TILE_ROWS rows in a launch, at most; without refs, of each matrix. */
+static inline uint32_t tiles_of(const cu_matmul *m)
+{
+    uint32_t tiles = cu_tiles(m->n_rows), most = m->n_pairs / CU_TILE_ROWS + m->n_mat; /* the last may be small */
+    if (!m->refs) return tiles;
+    return most < tiles * m->n_mat ? most : tiles * m->n_mat;
+}
+
+/* The tile of a block: its matrix, and rows [*p0, *p0 + *n) of it. An expert's rows are split evenly. */
+static __device__ __forceinline__ bool find_tile(const cu_matmul &m, uint32_t tile, uint32_t lane, cu_ref *r,
+                                                 uint32_t *p0, uint32_t *n)
+{
+    uint32_t z = blockIdx.z;
+    if (m.refs) {
+        uint32_t n_refs = m.n_refs ? *m.n_refs : m.n_mat, below = 0;
+        for (uint32_t i = lane; i < n_refs + lane; i += 32)
+            below += __popc(__ballot_sync(~0u, i < n_refs && m.refs[i].tile <= tile));
+        if (!below) return false;
+        z = below - 1;
+    }
+    if (!find_matrix(m, z, r)) return false;
+    if (m.refs) tile -= r->tile;
+    uint32_t n_tiles = ceil_div(r->n, CU_TILE_ROWS);
+    if (tile >= n_tiles) return false;
+    uint32_t per = (ceil_div(r->n, n_tiles) + 15u) & ~15u;
+    *p0 = tile * per;
+    *n = *p0 < r->n ? min(per, r->n - *p0) : 0;
+    return *n != 0;
+}
+
 static __device__ __forceinline__ uint32_t input_row(const cu_matmul &m, uint32_t p, uint32_t z)
 {
     return (m.rows ? m.rows[p] : p) * m.x_mul + (m.refs ? 0 : z * m.x_add);

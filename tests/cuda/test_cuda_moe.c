@@ -321,6 +321,80 @@ static void products_of_warpgroups_have_the_bits_of_those_of_warps(void **st)
     }
 }
 
+/* Matrices of type F32 or BF16 in T16, with zeros beyond n_in. */
+static uint8_t *float_matrices(const cu_matmul *m, uint32_t n_mat)
+{
+    const uint32_t per = m->type == KS_T_BF16 ? 2 : 1, padded = (m->n_in + 31) / 32 * 32;
+    const size_t bytes = n_mat * ((m->n_out + 15) / 16) * m->strip_bytes;
+    uint8_t *w = calloc(1, bytes);
+    assert_non_null(w);
+    for (size_t i = 0; i < bytes * per / 4; i++) {
+        uint32_t k = (uint32_t)(i / (16 * per) % (padded / per) * per + i % per);
+        float v = ((float)below(2001) - 1000) / 512;
+        if (k < m->n_in) memcpy(w + i * 4 / per, (uint8_t *)&v + (per == 2 ? 2 : 0), 4 / per);
+    }
+    uint8_t *d = up(w, bytes);
+    free(w);
+    return d;
+}
+
+/* Float weights: many rows, of one matrix or of several, give the bits of at most 16 at a time. */
+static void float_product_of(uint32_t type, uint32_t n_in, uint32_t n_out, uint32_t x_stride, uint32_t n_mat)
+{
+    enum { ROWS = 101 };
+    const uint32_t n_of[] = { n_mat > 1 ? 65 : ROWS, 1, ROWS - 66 };
+    const size_t bytes = (size_t)ROWS * n_out * sizeof(float);
+    cu_matmul m = { .type = type, .n_in = n_in, .n_out = n_out, .x_mul = 1, .x_stride = x_stride, .y_stride = n_out };
+    m.scale = 0.5f;
+    m.strip_bytes = ks_t16_strip_bytes(type, n_in, 0);
+    uint8_t *w = float_matrices(&m, n_mat);
+    float *x = some((size_t)ROWS * x_stride * sizeof *x, true), *few = calloc(1, bytes), *all = calloc(1, bytes);
+    assert_true(few && all);
+    cu_ref refs[3];
+    float *y = up(few, bytes);
+    m.n_mat = 1;
+    for (uint32_t i = 0, at = 0, tile = 0; i < n_mat; at += n_of[i], tile += cu_tiles(n_of[i]), i++) {
+        refs[i] = (cu_ref) { w + i * ((n_out + 15) / 16) * m.strip_bytes, i, at, n_of[i], tile };
+        m.w = refs[i].w;
+        for (uint32_t row = 0; row < n_of[i]; row += m.n_rows) {
+            m.n_rows = n_of[i] - row < 16 ? n_of[i] - row : 16;
+            m.x = x + (size_t)(at + row) * x_stride;
+            m.y = y + (size_t)(at + row) * n_out;
+            cu_launch_matmul(&m, NULL);
+        }
+    }
+    ok(cudaDeviceSynchronize());
+    down(few, y, bytes);
+    cu_ref *refs_dev = up(refs, n_mat * sizeof *refs);
+    m.x = x;
+    m.y = y = up(all, bytes);
+    m.w = w;
+    m.n_rows = n_of[0];
+    m.n_mat = n_mat;
+    m.n_pairs = ROWS;
+    if (n_mat > 1) m.refs = refs_dev;
+    cu_launch_matmul(&m, NULL);
+    ok(cudaDeviceSynchronize());
+    down(all, y, bytes);
+    if (memcmp(few, all, bytes) != 0) fail_msg("type %u, %u columns, %u outputs", type, n_in, n_out);
+    free(few);
+    free(all);
+    ok(cudaFree(refs_dev));
+    ok(cudaFree(w));
+    ok(cudaFree(x));
+}
+
+static void float_products_of_many_rows_have_the_bits_of_few(void **st)
+{
+    (void)st;
+    if (no_gpu[0]) skip();
+    float_product_of(KS_T_BF16, 2048, 128, 2048, 1);
+    float_product_of(KS_T_BF16, 2400, 60, 2404, 1); /* two rounds of spans, the last a part of one */
+    float_product_of(KS_T_BF16, 61, 77, 63, 3);
+    float_product_of(KS_T_F32, 1184, 130, 1184, 3);
+    float_product_of(KS_T_F32, 90, 16, 93, 1);
+}
+
 /* A product that quantizes its rows, or what GLU makes of them, against one of what was quantized before. */
 static void own_of(uint32_t type, uint32_t n_in, uint32_t n_rows, bool with_glu)
 {
@@ -449,6 +523,7 @@ int main(void)
     const struct CMUnitTest tests[] = { cmocka_unit_test(pairs_are_sorted_by_expert_and_row),
                                         cmocka_unit_test(grouped_products_have_the_bits_of_single_ones),
                                         cmocka_unit_test(products_of_warpgroups_have_the_bits_of_those_of_warps),
+                                        cmocka_unit_test(float_products_of_many_rows_have_the_bits_of_few),
                                         cmocka_unit_test(products_quantize_as_if_it_had_been_done_before),
                                         cmocka_unit_test(activations_are_quantized_as_if_they_had_been_stored) };
     return cmocka_run_group_tests(tests, set_up, NULL);
