@@ -10,14 +10,13 @@
 #include "matmul_int.cuh"
 #include "quant.cuh"
 
-#define FEW 8u /* rows of a block */
-#define WARPS 8u
-#define CHUNK 2048u /* columns of a piece */
-#define SPLIT 2u    /* strips of a piece, at most */
-#define SMALL 8192u /* shared memory that a launch gets unasked, with what the kernel has of its own */
-#define ENOUGH 256u /* blocks that fill a device, */
+#define FEW 8u       /* rows of a block */
+#define COLUMNS 256u /* of a piece, a warp */
+#define SPLIT 2u     /* strips of a piece, at most */
+#define SMALL 8192u  /* shared memory that a launch gets unasked, with what the kernel has of its own */
+#define ENOUGH 256u  /* blocks that fill a device, */
 #define MOST_TURNS 8u
-#define FULL 396u /* and what it holds at once: three for each of 132 multiprocessors */
+#define FULL_WARPS 3168u /* and what runs at once: three blocks of eight for each of 132 multiprocessors */
 
 /* As load_weights, but a lane has rows 2g and 2g + 1 as its rows g and g + 8: they lie side by side. */
 template <uint32_t TYPE>
@@ -61,18 +60,53 @@ static __host__ __device__ __forceinline__ uint32_t own_width(const cu_matmul &m
     return m.glu.n ? (m.glu.n + 15) / 16 * 48 : (m.n_in + 3) / 4 * 4;
 }
 
+/* QUANT of 128 columns by eight threads that lie side by side, four times four each: the bits of quantize(). A group
+ * that is not there is nobody's. */
+static __device__ __forceinline__ void quantize_group(const float *x, uint32_t row, uint32_t group, uint32_t n_in,
+                                                      const cu_act &out)
+{
+    const uint32_t col = group * 128 + threadIdx.x % 8 * 4;
+    float v[16], amax = 0;
+    uint32_t odd = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < 16; i++) {
+        uint32_t at = col + i / 4 * 32 + i % 4;
+        v[i] = at < n_in ? x[at] : 0.0f;
+        odd |= !isfinite(v[i]);
+        amax = fmaxf(amax, fabsf(v[i]));
+    }
+    for (int o = 4; o; o >>= 1) {
+        amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
+        odd |= __shfl_xor_sync(~0u, odd, o);
+    }
+    float inv = amax > 0 ? __fdiv_rn(127.0f, amax) : __uint_as_float(0x7f800000u);
+    bool good = !odd && isfinite(inv);
+#pragma unroll
+    for (uint32_t i = 0; i < 16; i += 4) {
+        signed char q[4];
+        for (uint32_t j = 0; j < 4; j++) q[j] = (signed char)(good ? __float2int_rn(__fmul_rn(v[i + j], inv)) : 0);
+        if (col + i * 8 < out.q_stride)
+            *(char4 *)(out.q + (size_t)row * out.q_stride + col + i * 8) = make_char4(q[0], q[1], q[2], q[3]);
+    }
+    if (col % 128 == 0 && col < n_in)
+        out.scale[(size_t)row * out.scale_stride + group] = good  ? __fdiv_rn(amax, 127.0f)
+                                                            : odd ? __uint_as_float(0x7fc00000u)
+                                                                  : 0.0f;
+}
+
 /* The block's rows, by way of x (rows, own_width), into its shared memory. */
+template <uint32_t THREADS>
 static __device__ __forceinline__ void quantize_own(const cu_matmul &m, const cu_ref &r, uint32_t z, uint32_t p0,
                                                     uint32_t n, float *x, const cu_act &own)
 {
     const uint32_t width = own_width(m), in = m.glu.n ? width / 3 * 2 : m.n_in, out = m.glu.n ? in : 0;
-    const uint32_t groups = ceil_div(own.q_stride, 128), lane = threadIdx.x % 32;
+    const uint32_t groups = ceil_div(own.q_stride, 128);
 #pragma unroll 1
     for (uint32_t row = 0; row < n; row++) {
         uint32_t from = input_row(m, r.begin + p0 + row, z);
         const float *y = m.glu.n ? m.glu.x.p + from * m.glu.x.stride : m.x + from * m.x_stride;
 #pragma unroll 4
-        for (uint32_t i = threadIdx.x; i < in; i += WARPS * 32) cp_async_4(x + row * width + i, y + i);
+        for (uint32_t i = threadIdx.x; i < in; i += THREADS) cp_async_4(x + row * width + i, y + i);
     }
     cp_async_commit();
     cp_async_wait<0>();
@@ -82,34 +116,30 @@ static __device__ __forceinline__ void quantize_own(const cu_matmul &m, const cu
         uint32_t from = input_row(m, r.begin + p0 + row, z);
         float *y = x + row * width;
 #pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < m.glu.n; i += WARPS * 32) {
+        for (uint32_t i = threadIdx.x; i < m.glu.n; i += THREADS) {
             const float *gate = y + i / 16 * 32 + i % 16;
             y[out + i] = glu(m.glu, weigh(m.glu, from, gate[0]), weigh(m.glu, from, gate[16]));
         }
     }
     if (m.glu.n) __syncthreads();
-#pragma unroll 1
-    for (uint32_t row = 0; row < n; row++)
-#pragma unroll 1
-        for (uint32_t u = threadIdx.x / 32; u < groups; u += WARPS) {
-            uint32_t col = u * 128 + lane * 4;
-            float v[4] = {};
-#pragma unroll
-            for (uint32_t i = 0; i < 4; i++)
-                if (col + i < m.n_in) v[i] = x[row * width + out + col + i];
-            quantize(v, row, col, m.n_in, own);
-        }
+    for (uint32_t u = threadIdx.x / 8; u < ceil_div(n * groups, 4) * 4; u += THREADS / 8) { /* whole warps */
+        uint32_t row = u < n * groups ? u / groups : 0, group = u < n * groups ? u % groups : groups;
+        quantize_group(x + row * width + out, row, group, m.n_in, own);
+    }
     __syncthreads();
 }
 
 /* OWN: the block quantizes its rows while its first weights are on their way. per: strips of a block; of these a piece
  * has 1 << pair. */
-template <uint32_t TYPE, uint32_t GROUP, bool OWN>
-static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || GROUP < 128) ? 2 : 3)
+template <uint32_t TYPE, uint32_t GROUP, bool OWN, uint32_t WARPS>
+static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                                 ? 1
+                                                     : OWN && (TYPE == KS_T_I8 || GROUP < 128) ? 2
+                                                                                               : 3)
     few_kernel(const __grid_constant__ cu_matmul all, uint32_t per, uint32_t pair)
 {
     CU_DYNAMIC_SHARED(float, own_x); /* with OWN: (rows, own_width), the scales (rows, n_in / 128), (rows, n_in) */
-    constexpr uint32_t TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32, HALF = TASKS / SPLIT;
+    constexpr uint32_t CHUNK = WARPS * COLUMNS, TASKS = CHUNK / GROUP, MINE = TASKS / WARPS, STEPS = GROUP / 32,
+                       HALF = TASKS / SPLIT;
     constexpr uint32_t SCALES = TASKS * 16 / (WARPS * 32), ROW = TASKS + 4; /* neighbours in other banks */
     __shared__ __align__(16) int32_t isum[FEW][16][ROW];
     __shared__ __align__(16) float wscale[16][ROW], xscale[FEW][CHUNK / 128];
@@ -129,7 +159,7 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
     if (OWN) {
         own.scale = own_x + n * own_width(m);
         own.scale_stride = ceil_div(n_in, 128);
-        own.q = (int8_t *)(own.scale + n * own.scale_stride);
+        own.q = (int8_t *)(own.scale + ceil_div(n * own.scale_stride, 4) * 4);
         own.q_stride = n_in;
     }
     auto row_of = [&](uint32_t p) { return OWN ? (size_t)p : (size_t)input_row(m, r.begin + p0 + p, z); };
@@ -137,7 +167,8 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
     /* This lane's column of B; the fold's output: strip of the piece, its row, column. */
     const int8_t *xq = g < n ? act.q + row_of(g) * act.q_stride : nullptr;
     const uint32_t strip = threadIdx.x / (16 * FEW), row = threadIdx.x / FEW % 16, col = threadIdx.x % FEW;
-    const float *xs = strip == 0 && col < n ? act.scale + row_of(col) * act.scale_stride : nullptr;
+    const uint32_t at_group = threadIdx.x / FEW; /* of 128 columns of the piece, for column col */
+    const float *xs = at_group < CHUNK / 128 && col < n ? act.scale + row_of(col) * act.scale_stride : nullptr;
     raw<TYPE> w[MINE][STEPS];
     uint2 x[MINE][STEPS];
     float ws[SCALES], xscale_next = 0, acc = 0;
@@ -163,7 +194,7 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
                 uint32_t at = threadIdx.x + i * WARPS * 32, task = at / 16;
                 if (task < tasks) wscale[at % 16][task < groups ? task : HALF + task - groups] = ws[i];
             }
-            if (strip == 0) xscale[col][row] = xscale_next;
+            if (at_group < CHUNK / 128) xscale[col][at_group] = xscale_next;
             c0 += CHUNK;
             if (c0 >= n_in) {
                 c0 = 0;
@@ -194,7 +225,7 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
                                                c0 / GROUP + (task < groups ? task : task - groups), at % 16);
             }
             if (!begun && !m.refs) wait_for_stream();
-            if (OWN && !begun) quantize_own(m, r, z, p0, n, own_x, own);
+            if (OWN && !begun) quantize_own<WARPS * 32>(m, r, z, p0, n, own_x, own);
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
                 uint32_t task = warp + i * WARPS, k0 = c0 + (task < groups ? task : task - groups) * GROUP;
@@ -204,7 +235,7 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
                     if (xq && task < tasks && k0 + j * 32 < n_in) x[i][j] = *(const uint2 *)(xq + k0 + j * 32 + 8 * t);
                 }
             }
-            if (xs && c0 / 128 + row < ceil_div(n_in, 128)) xscale_next = xs[c0 / 128 + row];
+            if (xs && c0 / 128 + at_group < ceil_div(n_in, 128)) xscale_next = xs[c0 / 128 + at_group];
         }
         if (!begun) continue;
         __syncthreads();
@@ -234,32 +265,36 @@ static __global__ void __launch_bounds__(WARPS * 32, OWN && (TYPE == KS_T_I8 || 
     }
 }
 
-template <uint32_t TYPE, uint32_t GROUP, bool OWN> static void launch_as(const cu_matmul *m, cu_stream s)
+template <uint32_t TYPE, uint32_t GROUP, bool OWN, uint32_t WARPS>
+static void launch_as(const cu_matmul *m, cu_stream s)
 {
+    constexpr uint32_t FULL = FULL_WARPS / WARPS;
     uint32_t strips = m->n_of ? 0 : blocks_of(m->n_out, 1), blocks = (m->n_rows + FEW - 1) / FEW, all = 0;
     for (uint32_t i = 0; i < m->n_of; i++) strips += blocks_of(m->of[i].n_out, 1);
-    const uint32_t pair = m->n_in <= CHUNK / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH;
+    const uint32_t pair = m->n_in <= WARPS * COLUMNS / SPLIT && strips * m->n_mat >= SPLIT * ENOUGH;
     /* As many pieces a block that all blocks run at once, as far as that goes. */
     const uint32_t turns = (strips * m->n_mat * blocks + (FULL << pair) - 1) / (FULL << pair);
     const uint32_t per = (turns < MOST_TURNS ? turns : MOST_TURNS) << pair;
     for (uint32_t i = 0; i < m->n_of; i++) all += blocks_of(m->of[i].n_out, per);
     dim3 grid(m->n_of ? all : blocks_of(m->n_out, per), blocks, m->n_mat);
     uint32_t rows = m->n_rows < FEW ? m->n_rows : FEW, n_in = (m->n_in + 31) / 32 * 32;
-    size_t bytes = OWN ? rows * ((own_width(*m) + (n_in + 127) / 128) * sizeof(float) + n_in) : 0;
+    size_t bytes = OWN ? rows * ((own_width(*m) + (n_in + 127) / 128 + 3) / 4 * 4 * sizeof(float) + n_in) : 0;
     /* Where this fails, so does the launch. */
     if (bytes > SMALL)
-        (void)cudaFuncSetAttribute(few_kernel<TYPE, GROUP, OWN>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        (void)cudaFuncSetAttribute(few_kernel<TYPE, GROUP, OWN, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    (int)bytes);
-    CU_LAUNCH_EARLY((few_kernel<TYPE, GROUP, OWN>), grid, WARPS * 32, bytes, s)(*m, per, pair);
+    CU_LAUNCH_EARLY((few_kernel<TYPE, GROUP, OWN, WARPS>), grid, WARPS * 32, bytes, s)(*m, per, pair);
 }
 
 template <uint32_t TYPE, uint32_t GROUP> struct few {
     static void now(const cu_matmul *m, cu_stream s)
     {
         if (m->act.q)
-            launch_as<TYPE, GROUP, false>(m, s);
+            launch_as<TYPE, GROUP, false, 8>(m, s);
+        else if (m->n_in <= 8 * COLUMNS || GROUP < 128) /* else more warps, so that one piece has all columns */
+            launch_as<TYPE, GROUP, true, 8>(m, s);
         else
-            launch_as<TYPE, GROUP, true>(m, s);
+            launch_as < TYPE, GROUP, true, GROUP<128 ? 8 : 16>(m, s);
     }
 };
 
