@@ -6,9 +6,7 @@
  * and used by all queries of the tile; attn_pairs.h has another form for few queries, with the same bits. K is turned
  * round on the way, so that 32 scores of a query are whole vectors and no sum runs across lanes: a score is one chain
  * of fma over the columns in ascending order, an output one over the keys. What a query does with a block depends on
- * its own keys only, so the tile's shape changes no bit. Per span of KS_ATTN_SPAN positions a query has a maximum, a
- * sum and an output of its own in scratch; at the end of a span they are merged into the total, which lives in the
- * output row itself.
+ * its own keys only, so the tile's shape changes no bit. attn_spans.h has what is around the blocks.
  *
  * Any head size works: scores add up over pieces of K_PIECE columns of K, and columns of V beyond D_MAX are a second
  * pass. */
@@ -38,26 +36,14 @@ typedef struct scratch_mem {
 
 _Static_assert(sizeof(scratch_mem) <= ATTN_SCRATCH_BYTES, "attention scratch");
 
-typedef struct tile {
-    const ks_attn_args *a;
-    scratch_mem *mem;
-    uint32_t type, size;   /* of the cache: KS_T_, bytes */
-    uint32_t kvh, h0, n_h; /* query heads h0 .. h0 + n_h of kv head kvh */
-    uint32_t r0, n_r;      /* rows */
-    uint32_t d0, n_d;      /* columns of V */
-    uint32_t o_stride;     /* n_d as whole vectors */
-    bool part;             /* the caller splits the keys */
-    bool pairs;            /* keys and values come as pairs; outputs have the order of their columns */
-} tile;
+#define F8_UNIT 256.0f /* E4M3 values count as 2^-8 of what they are */
 
-/* First and last key that row r may see without `sel`. */
-static void visible(const ks_attn_args *a, uint32_t r, uint32_t *ret_lo, uint32_t *ret_hi)
+#include "attn_spans.h"
+
+/* Keys and values come as pairs; outputs have the order of their columns. */
+KS_INLINE bool in_pairs(const tile *t)
 {
-    uint32_t p = a->pos + r, lo = 0;
-    if (a->window && p >= a->window) lo = p - a->window + 1;
-    if (a->chunk && p - p % a->chunk > lo) lo = p - p % a->chunk;
-    *ret_lo = lo;
-    *ret_hi = p;
+    return pairs_fit(t->type, t->a->d_k, t->a->d_v);
 }
 
 /* ---- scores */
@@ -122,7 +108,7 @@ static void scores(const tile *t, const block *few, uint32_t q0, uint32_t q1, ui
 /* Scores of a query as they count, in place; those of keys beyond [i0, i1) are -infinity. Returns maxima. */
 KS_INLINE vec final_scores(const tile *t, float *s, uint32_t i0, uint32_t i1)
 {
-    const vec scale = v_set1(t->type == KS_T_F8E4M3 ? t->a->scale * 256.0f : t->a->scale), low = v_set1(-INFINITY);
+    const vec scale = v_set1(t->type == KS_T_F8E4M3 ? t->a->scale * F8_UNIT : t->a->scale), low = v_set1(-INFINITY);
     vec max = low;
     for (uint32_t i = 0; i < KEYS; i += LANES) {
         vec v = v_mul(v_load(s + i), scale);
@@ -234,17 +220,6 @@ static void values(const tile *t, uint32_t q0, uint32_t q1, uint32_t c, uint32_t
 
 /* ---- a block */
 
-/* Which keys of the block the rows see; a list holds only keys that its row sees. */
-static void row_ranges(const tile *t, const block *b)
-{
-    for (uint32_t r = 0; r < t->n_r; r++) {
-        uint32_t lo = 0, hi = UINT32_MAX, *i0 = &t->mem->i0[r], *i1 = &t->mem->i1[r];
-        if (!t->a->sel) visible(t->a, t->r0 + r, &lo, &hi);
-        *i0 = lo <= b->first ? 0 : lo - b->first < b->n ? lo - b->first : b->n;
-        *i1 = hi < b->first ? 0 : hi - b->first < b->n ? hi - b->first + 1 : b->n;
-    }
-}
-
 /* Rows that see the same keys as row r, which does see some. */
 static uint32_t same_rows(const tile *t, uint32_t r)
 {
@@ -269,7 +244,7 @@ static void begin_ahead(const tile *t, const block *next, uint32_t n_q)
 {
     const uint32_t d_k = t->a->d_k, v = pieces(t->n_d, V_STRIP);
     uint32_t steps = pieces(d_k, K_PIECE) * pieces(n_q, SCORE_QUERIES) + v * pieces(n_q, VALUE_QUERIES);
-    if (t->pairs) steps += d_k / PAIR_K_STEP + v * (KEYS / 4);
+    if (in_pairs(t)) steps += d_k / PAIR_K_STEP + v * (KEYS / 4);
     t->mem->ahead = (ahead) { .next = next, .steps = steps, .k_bytes = (size_t)d_k * t->size };
     t->mem->ahead.v_bytes = (size_t)t->n_d * t->size;
 }
@@ -283,11 +258,11 @@ static void block_scores(const tile *t, const block *b, const block *few, uint32
     memset(mem->s[q0], 0, sizeof mem->s[0] * (q1 - q0));
     for (uint32_t c = 0, n; c < t->a->d_k; c += n) {
         n = smaller(t->a->d_k - c, most);
-        if (t->pairs)
+        if (in_pairs(t))
             pairs_k(t->type, b, c, n, mem->pairs.k, &mem->ahead);
         else
             fetch_k(t->type, b, c, n, mem->k);
-        if (t->pairs && !few) pairs_widen_k(t->type, mem->pairs.k, n, mem->k);
+        if (in_pairs(t) && !few) pairs_widen_k(t->type, mem->pairs.k, n, mem->k);
         scores(t, few, q0, q1, c, n, (b->n + LANES - 1) / LANES);
     }
 }
@@ -298,7 +273,7 @@ static void block_values(const tile *t, const block *b, uint32_t ra, uint32_t rb
     scratch_mem *mem = t->mem;
     for (uint32_t d = 0, n; d < t->n_d; d += n) {
         n = smaller(t->n_d - d, V_STRIP);
-        if (t->pairs)
+        if (in_pairs(t))
             pairs_widen_v(t->type, b, t->d0 + d, n, mem->v, &mem->ahead);
         else
             fetch_v(t->type, b, t->d0 + d, n, mem->v);
@@ -322,7 +297,7 @@ static void block_few_values(const tile *t, const block *b, const block *next, u
 }
 
 /* One block for all queries of the tile. next: the one after it, or NULL. */
-static void run_block(const tile *t, const block *b, const block *next)
+static void tile_run(const tile *t, const block *b, const block *next)
 {
     scratch_mem *mem = t->mem;
     uint32_t ra = 0, rb = t->n_r;
@@ -331,7 +306,7 @@ static void run_block(const tile *t, const block *b, const block *next)
     while (rb > ra && mem->i0[rb - 1] >= mem->i1[rb - 1]) rb--;
     if (ra == rb) return;
     const uint32_t q0 = ra * t->n_h, q1 = rb * t->n_h;
-    const bool few = t->pairs && q1 - q0 <= FEW_QUERIES;
+    const bool few = in_pairs(t) && q1 - q0 <= FEW_QUERIES;
     begin_ahead(t, few ? NULL : next, q1 - q0);
     block_scores(t, b, few ? next ? next : b : NULL, q0, q1);
     softmax(t, q0, q1);
@@ -341,230 +316,34 @@ static void run_block(const tile *t, const block *b, const block *next)
         block_values(t, b, ra, rb);
 }
 
-/* ---- spans */
+/* ---- what attn_spans.h asks for */
 
-static float *output(const tile *t, uint32_t q)
+static uint32_t tile_queries(const ks_attn_args *a, uint32_t o_stride)
 {
-    uint32_t r = t->r0 + q / t->n_h, h = t->h0 + q % t->n_h;
-    return t->a->o + r * t->a->o_stride + (size_t)h * t->a->d_v + t->d0;
+    (void)a;
+    return smaller(O_FLOATS / o_stride, QUERIES);
 }
 
-/* dst = dst * f + src * g, over whole vectors and a rest. */
-static void blend(float *dst, float f, const float *src, float g, uint32_t n)
+static void tile_begin(const tile *t)
 {
-    uint32_t d = 0;
-    for (; d + LANES <= n; d += LANES)
-        v_store(dst + d, v_fma(v_load(src + d), v_set1(g), v_mul(v_load(dst + d), v_set1(f))));
-    if (d < n)
-        v_store_first(dst + d,
-                      v_fma(v_load_first(src + d, n - d), v_set1(g), v_mul(v_load_first(dst + d, n - d), v_set1(f))),
-                      n - d);
+    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) t->mem->q[q] = query(t, q);
 }
 
-static void scale(float *dst, float f, uint32_t n)
+static void tile_clear(const tile *t)
 {
-    uint32_t d = 0;
-    for (; d + LANES <= n; d += LANES) v_store(dst + d, v_mul(v_load(dst + d), v_set1(f)));
-    if (d < n) v_store_first(dst + d, v_mul(v_load_first(dst + d, n - d), v_set1(f)), n - d);
+    memset(t->mem->o, 0, sizeof(float) * t->n_r * t->n_h * t->o_stride);
 }
 
-static void span_begin(const tile *t)
+static uint32_t tile_block(const tile *t, uint32_t from, uint32_t to, block *ret)
 {
-    uint32_t n = t->n_r * t->n_h;
-    for (uint32_t q = 0; q < n; q++) t->mem->m[q] = -INFINITY, t->mem->l[q] = 0;
-    memset(t->mem->o, 0, sizeof(float) * n * t->o_stride);
+    return block_dense(t->a, t->kvh, t->size, from, to, ret);
 }
 
-/* A span with keys joins the total: the first one becomes it. */
-static void join(const tile *t, uint32_t q, float m, float l, const float *o)
+static float *tile_output(const tile *t, uint32_t q)
 {
-    scratch_mem *mem = t->mem;
-    if (m == -INFINITY) return;
-    if (mem->m_all[q] == -INFINITY) {
-        memcpy(output(t, q), o, sizeof(float) * t->n_d);
-        mem->l_all[q] = l;
-        mem->m_all[q] = m;
-        return;
-    }
-    float max = m > mem->m_all[q] ? m : mem->m_all[q];
-    float old = v_exp_1(mem->m_all[q] - max), new = v_exp_1(m - max);
-    blend(output(t, q), old, o, new, t->n_d);
-    mem->l_all[q] = mem->l_all[q] * old + l * new;
-    mem->m_all[q] = max;
-}
-
-/* Where span s of query q lies for a caller who splits: maximum, sum, and the output from the 16th float on. */
-static float *part_of(const tile *t, uint32_t q, uint32_t s)
-{
-    const ks_attn_args *a = t->a;
-    size_t head = (size_t)(t->r0 + q / t->n_h) * a->n_heads + t->h0 + q % t->n_h;
-    return a->part + (head * a->part_spans + s - a->part_first) * a->part_stride;
-}
-
-static void span_end(const tile *t, uint32_t s)
-{
-    scratch_mem *mem = t->mem;
-    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
-        float *o = mem->o + (size_t)q * t->o_stride;
-        if (t->pairs) pairs_order(t->type, o, t->n_d);
-        if (t->part) {
-            float *p = part_of(t, q, s);
-            p[0] = mem->m[q];
-            p[1] = mem->l[q];
-            memcpy(p + 16 + t->d0, o, sizeof(float) * t->n_d);
-        } else {
-            join(t, q, mem->m[q], mem->l[q], o);
-        }
-    }
-}
-
-static void finish(const tile *t)
-{
-    scratch_mem *mem = t->mem;
-    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
-        float f = 1.0f, den = mem->l_all[q];
-        if (mem->m_all[q] == -INFINITY) { /* no key at all */
-            memset(output(t, q), 0, sizeof(float) * t->n_d);
-            continue;
-        }
-        if (t->a->sinks) {
-            float sink = t->a->sinks[t->h0 + q % t->n_h], m = sink > mem->m_all[q] ? sink : mem->m_all[q];
-            f = v_exp_1(mem->m_all[q] - m);
-            den = den * f + v_exp_1(sink - m);
-        }
-        if (t->type == KS_T_F8E4M3) f *= 256.0f;
-        scale(output(t, q), f / den, t->n_d);
-    }
-}
-
-/* All blocks of the positions in [from, to] that the tile's rows see; these are of one span. */
-static void span_dense(const tile *t, uint32_t from, uint32_t to)
-{
-    const ks_attn_args *a = t->a;
-    block *b = t->mem->b, *next = b + 1;
-    uint32_t j = block_dense(a, t->kvh, t->size, from, to, b);
-    while (j <= to) {
-        uint32_t end = block_dense(a, t->kvh, t->size, j, to, next);
-        run_block(t, b, next);
-        block *done = b;
-        b = next, next = done;
-        j = end;
-    }
-    run_block(t, b, NULL);
-}
-
-/* One row with a list of positions: entries from *i on, up to position `to`. */
-static void span_sparse(const tile *t, const uint32_t *sel, uint32_t n, uint32_t *i, uint32_t to)
-{
-    const ks_attn_args *a = t->a;
-    while (*i < n && sel[*i] <= to) {
-        block *b = t->mem->b;
-        b->first = 0;
-        for (b->n = 0; *i < n && b->n < KEYS && sel[*i] <= to; ++*i, b->n++) {
-            uint32_t j = sel[*i];
-            b->k[b->n] = key_at(a, t->kvh, t->size, j / a->page_tok, j % a->page_tok);
-            b->v[b->n] = value_at(a, t->kvh, t->size, j / a->page_tok, j % a->page_tok);
-        }
-        block_fill(b);
-        block_prefetch(b, 0, b->n, 0, (size_t)t->n_d * t->size);
-        run_block(t, b, NULL);
-    }
-}
-
-/* Positions [lo, hi], span after span. */
-static void run_spans(const tile *t, uint32_t lo, uint32_t hi)
-{
-    const ks_attn_args *a = t->a;
-    const uint32_t *sel = a->sel ? a->sel + (size_t)t->r0 * a->sel_stride : NULL, n = sel ? a->n_sel[t->r0] : 0;
-    uint32_t i = 0;
-    while (i < n && sel[i] < lo) i++;
-    for (uint32_t s = lo / KS_ATTN_SPAN; s <= hi / KS_ATTN_SPAN; s++) {
-        uint32_t first = s * KS_ATTN_SPAN, last = first + (KS_ATTN_SPAN - 1);
-        span_begin(t);
-        if (sel)
-            span_sparse(t, sel, n, &i, last < hi ? last : hi);
-        else
-            span_dense(t, first > lo ? first : lo, last < hi ? last : hi);
-        span_end(t, s);
-    }
-}
-
-/* Spans [span_begin, span_end) of a caller who splits; where the rows see no key, too. */
-static void fill_part(const tile *t, uint32_t lo, uint32_t hi)
-{
-    const ks_attn_args *a = t->a;
-    for (uint32_t s = a->span_begin; s < a->span_end; s++) {
-        uint32_t first = s * KS_ATTN_SPAN, last = first + (KS_ATTN_SPAN - 1);
-        if (first <= hi && last >= lo) {
-            run_spans(t, first > lo ? first : lo, last < hi ? last : hi);
-            continue;
-        }
-        for (uint32_t q = 0; q < t->n_r * t->n_h; q++) part_of(t, q, s)[0] = -INFINITY;
-    }
-}
-
-static void merge_part(const tile *t)
-{
-    for (uint32_t s = t->a->span_begin; s < t->a->span_end; s++) {
-        for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
-            const float *p = part_of(t, q, s);
-            join(t, q, p[0], p[1], p + 16 + t->d0);
-        }
-    }
-}
-
-static void run_tile(const tile *t)
-{
-    const ks_attn_args *a = t->a;
-    uint32_t lo, hi, unused;
-    for (uint32_t q = 0; q < t->n_r * t->n_h; q++) {
-        t->mem->m_all[q] = -INFINITY;
-        t->mem->l_all[q] = 0;
-        t->mem->q[q] = a->q + (t->r0 + q / t->n_h) * a->q_stride + (size_t)(t->h0 + q % t->n_h) * a->d_k;
-    }
-    visible(a, t->r0, &lo, &unused);
-    visible(a, t->r0 + (t->n_r - 1), &unused, &hi); /* both limits grow with the row */
-    if (t->part && !a->part_merge) {
-        fill_part(t, lo, hi);
-        return;
-    }
-    if (t->part)
-        merge_part(t);
-    else
-        run_spans(t, lo, hi);
-    finish(t);
-}
-
-/* Rows [r0, r1) of one kv head: cut into tiles. */
-static void run_head(const ks_attn_args *a, uint32_t type, uint32_t kvh, uint32_t r0, uint32_t r1, scratch_mem *mem)
-{
-    const uint32_t group = a->n_heads / a->n_kv_heads, n_d = a->d_v < D_MAX ? a->d_v : D_MAX;
-    const uint32_t o_stride = (n_d + LANES - 1) / LANES * LANES;
-    const uint32_t fit = O_FLOATS / o_stride, most = fit < QUERIES ? fit : QUERIES;
-    const uint32_t n_h = group < most ? group : most, n_r = a->sel || n_h < group ? 1 : most / group;
-    tile t = { .a = a, .mem = mem, .type = type, .size = ks_type_bits(type) / 8, .kvh = kvh, .o_stride = o_stride };
-    t.part = KS_HAS(a, part_merge) && a->part;
-    t.pairs = pairs_fit(type, a->d_k, a->d_v);
-    for (t.d0 = 0; t.d0 < a->d_v; t.d0 += n_d) {
-        t.n_d = a->d_v - t.d0 < n_d ? a->d_v - t.d0 : n_d;
-        for (uint32_t h = 0; h < group; h += n_h) {
-            t.h0 = kvh * group + h;
-            t.n_h = group - h < n_h ? group - h : n_h;
-            for (t.r0 = r0; t.r0 < r1; t.r0 += n_r) {
-                t.n_r = r1 - t.r0 < n_r ? r1 - t.r0 : n_r;
-                run_tile(&t);
-            }
-        }
-    }
-}
-
-static void attn(const ks_attn_args *a, uint32_t type, uint32_t begin, uint32_t end, void *scratch)
-{
-    const uint32_t n = a->n_kv_heads;
-    for (uint32_t kvh = 0; kvh < n; kvh++) { /* units row * n + kvh in [begin, end) */
-        uint32_t r0 = begin > kvh ? (begin - kvh + n - 1) / n : 0, r1 = end > kvh ? (end - kvh + n - 1) / n : 0;
-        if (r0 < r1) run_head(a, type, kvh, r0, r1, scratch);
-    }
+    float *o = t->mem->o + (size_t)q * t->o_stride;
+    if (in_pairs(t)) pairs_order(t->type, o, t->n_d);
+    return o;
 }
 
 #endif
