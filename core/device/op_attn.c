@@ -4,8 +4,9 @@
 
 #include "base/base.h"
 
-/* Queries that a task may bring to the same keys: each key is converted once for all of them. */
-#define TASK_QUERIES 64u
+/* Queries that a task may bring to the same keys: each key is converted once for all of them, or for as many of them as
+ * a kernel takes at once. */
+#define TASK_QUERIES 128u
 /* Tasks for each thread: enough to even out what differs. */
 #define TASKS_EACH 4u
 

@@ -19,6 +19,7 @@
  *
  * The rows are cut into blocks of the same size, at most 16, and the tiles are made that high: 17 rows cost 18, not 32.
  * If the rows do not fill the last block it begins earlier and computes some of them again, with the same result. */
+#include "amx.h"
 #include "weights.h"
 
 /* Registers. */
@@ -54,12 +55,6 @@ typedef struct parts {
 } parts;
 _Static_assert(sizeof(parts) == MATMUL_AMX_SCRATCH_BYTES, "rows.h tells the host how much scratch there is");
 
-typedef struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
 typedef struct job {
     const ks_matmul_args *a;
     parts *p;
@@ -83,12 +78,6 @@ typedef struct pending {
     __m512 scale[2];
     uint32_t strip, n, group, block;
 } pending;
-
-/* What gcc's tile intrinsics read and write through pointers, they do not tell the compiler. */
-KS_INLINE void tile_memory(void)
-{
-    __asm__ volatile("" ::: "memory");
-}
 
 KS_INLINE uint32_t line_bytes(uint32_t wtype) /* in T16 */
 {
@@ -172,11 +161,11 @@ KS_INLINE void load_weights(const job *j, const panel *p, uint32_t wtype, uint32
     const uint8_t *b[2];
     tile_memory();
     for (uint32_t v = 0; v < p->n; v++) b[v] = in_place(j, p, wtype) ? p->values[v] : j->p->bytes[buffer][v];
-    _tile_loadd(B_00, b[0], 64);
-    if (j->n_tiles == 2) _tile_loadd(B_01, b[0] + 1024, 64);
+    tile_load(B_00, b[0], 64);
+    if (j->n_tiles == 2) tile_load(B_01, b[0] + 1024, 64);
     if (p->n == 1) return;
-    _tile_loadd(B_10, b[1], 64);
-    if (j->n_tiles == 2) _tile_loadd(B_11, b[1] + 1024, 64);
+    tile_load(B_10, b[1], 64);
+    if (j->n_tiles == 2) tile_load(B_11, b[1] + 1024, 64);
 }
 
 KS_INLINE uint32_t first_row(const job *j, uint32_t block)
@@ -189,21 +178,21 @@ KS_INLINE uint32_t first_row(const job *j, uint32_t block)
 KS_INLINE void multiply(const job *j, const panel *p, uint32_t block)
 {
     const int8_t *q = j->q + first_row(j, block) * j->q_stride + (size_t)p->group * j->a->group;
-    _tile_loadd(A_0, q, j->q_stride);
-    if (j->n_tiles == 2) _tile_loadd(A_1, q + 64, j->q_stride);
-    _tile_zero(C_0);
-    _tile_dpbssd(C_0, A_0, B_00);
-    if (j->n_tiles == 2) _tile_dpbssd(C_0, A_1, B_01);
+    tile_load(A_0, q, j->q_stride);
+    if (j->n_tiles == 2) tile_load(A_1, q + 64, j->q_stride);
+    tile_zero(C_0);
+    tile_add_i8(C_0, A_0, B_00);
+    if (j->n_tiles == 2) tile_add_i8(C_0, A_1, B_01);
     if (p->n == 1) return;
-    _tile_zero(C_1);
-    _tile_dpbssd(C_1, A_0, B_10);
-    if (j->n_tiles == 2) _tile_dpbssd(C_1, A_1, B_11);
+    tile_zero(C_1);
+    tile_add_i8(C_1, A_0, B_10);
+    if (j->n_tiles == 2) tile_add_i8(C_1, A_1, B_11);
 }
 
 KS_INLINE void store_sums(const job *j, uint32_t n_strips, uint32_t buffer)
 {
-    _tile_stored(C_0, j->p->ints[buffer][0], 64);
-    if (n_strips == 2) _tile_stored(C_1, j->p->ints[buffer][1], 64);
+    tile_store(C_0, j->p->ints[buffer][0], 64);
+    if (n_strips == 2) tile_store(C_1, j->p->ints[buffer][1], 64);
     tile_memory();
 }
 
@@ -320,8 +309,7 @@ static void configure(const job *j)
         c.row_bytes[i] = (uint16_t)(i == A_0 || i == A_1 ? columns : 64);
         c.rows[i] = (uint8_t)(i >= B_00 ? columns / 4 : j->height);
     }
-    __asm__ volatile("" ::"r"(&c) : "memory");
-    _tile_loadconfig(&c);
+    tile_configure(&c);
 }
 
 /* Rows as they are, or copied where that would be slow or would read beyond them. */
@@ -374,7 +362,7 @@ KS_INLINE void matmul(const ks_matmul_args *a, uint32_t begin, uint32_t end, voi
         configure(&j);
         run_pass(&j, wtype, begin, end);
     }
-    _tile_release();
+    tile_release();
 }
 
 void matmul_i4_amx(const void *args, uint32_t begin, uint32_t end, void *scratch)

@@ -24,6 +24,14 @@
 #define ATTN(W, FN) CACHE(KS_K_ATTN, W, FN, ATTN_SCRATCH_BYTES, KS_KF_SPANS)
 #define STORE(W, FN) CACHE(KS_K_STORE, W, FN, 0, 0)
 
+/* For all numbers of queries: which row serves must not depend on them. */
+#define ATTN_AMX(W, FN)                                                                                              \
+    {                                                                                                                \
+        .op = KS_K_ATTN, .wtype = KS_T_##W, .xtype = KS_T_F32, .score = 60, .scratch_bytes = ATTN_AMX_SCRATCH_BYTES, \
+        .cpu_required = KS_CPU(AMX_TILE) | KS_CPU(AMX_BF16) | KS_CPU(AVX512_VBMI), .name = #FN, .fn = FN,            \
+        .flags = KS_KF_SPANS                                                                                         \
+    }
+
 /* The operations that are not here come from the next best plugin: the host merges row by row. */
 static const ks_kernel rows[] = {
     { .op = KS_K_QUANT, .xtype = KS_T_F32, .name = "quant_avx512", .fn = quant_avx512 },
@@ -57,6 +65,8 @@ static const ks_kernel rows[] = {
       .name = "attn_f8e4m3_vbmi",
       .fn = attn_f8e4m3_vbmi,
       .flags = KS_KF_SPANS },
+    ATTN_AMX(BF16, attn_bf16_amx),
+    ATTN_AMX(F8E4M3, attn_f8e4m3_amx),
     STORE(F32, store_f32_avx512),
     STORE(BF16, store_bf16_avx512),
     STORE(F8E4M3, store_f8e4m3_avx512),

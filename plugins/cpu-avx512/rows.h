@@ -23,11 +23,14 @@ void attn_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scrat
 void attn_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void attn_f8e4m3_vbmi(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_bf16_amx(const void *args, uint32_t begin, uint32_t end, void *scratch);
+void attn_f8e4m3_amx(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void store_f32_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void store_bf16_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 void store_f8e4m3_avx512(const void *args, uint32_t begin, uint32_t end, void *scratch);
 
 #define ATTN_SCRATCH_BYTES (256u * 1024)
+#define ATTN_AMX_SCRATCH_BYTES (544u * 1024)
 #define DELTA_SCRATCH_BYTES 16384u
 
 /* Rows that share a block of weights; their running sums wait in scratch, one or two vectors a row. */

@@ -188,3 +188,21 @@ double bench_measure(bench *b, const bench_task *t)
     tell_json(b, t, bound_name, work / best, work / best_bound, ratio);
     return best;
 }
+
+void bench_turns(bench *b, const bench_task *before, const bench_task *after)
+{
+    double ratio[BENCH_PAIRS];
+    char name[96];
+    (void)snprintf(name, sizeof name, "%s %s", after->row->name, after->what);
+    if (b->filter && !strstr(name, b->filter)) return;
+    (void)bench_parallel(b, before->fn, before->arg);
+    (void)bench_parallel(b, after->fn, after->arg);
+    for (uint32_t i = 0; i < b->pairs; i++) {
+        double old = bench_parallel(b, before->fn, before->arg);
+        ratio[i] = old / bench_parallel(b, after->fn, after->arg);
+    }
+    qsort(ratio, b->pairs, sizeof ratio[0], compare);
+    (void)printf("%-42s %8.2f times as fast as %s, in turns (%.2f..%.2f)\n", name, ratio[b->pairs / 2],
+                 before->row->name, ratio[0], ratio[b->pairs - 1]);
+    (void)fflush(stdout);
+}

@@ -52,6 +52,9 @@ typedef struct bench_task {
 /* Runs the task and its bound in turns and tells both. Returns the best seconds of a run; 0 if the filter skips it. */
 double bench_measure(bench *b, const bench_task *t);
 
+/* Runs both in turns and tells how many times as fast the second one is: median of the pairs, least, most. */
+void bench_turns(bench *b, const bench_task *before, const bench_task *after);
+
 void bench_matmul(bench *b);
 void bench_attn(bench *b);
 

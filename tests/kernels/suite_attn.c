@@ -337,6 +337,10 @@ int suite_attn(suite *s)
         { 3, 50, 8, 1, 576, 512, 16, 0, 0, 0, 0, 0, 1 },
         { 4, 130, 14, 2, 256, 64, 32, 40, 0, 0, 0, 0, 0 },
         { 2, 90, 9, 3, 48, 128, 16, 0, 0, 0, 1, 1, 0 },
+        /* more queries than a tile of any kernel has, keys in and out of a window within one block of keys */
+        { 18, 130, 8, 1, 128, 64, 16, 70, 0, 0, 1, 0, 0 },
+        { 33, 1000, 4, 1, 64, 64, 16, 0, 0, 1, 0, 0, 0 },
+        { 5, 200, 4, 2, 64, 64, 16, 90, 0, 1, 1, 1, 0 },
     };
     uint32_t type = s->row->wtype;
     if (type != KS_T_F32 && type != KS_T_BF16 && type != KS_T_F8E4M3)
