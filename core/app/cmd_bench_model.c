@@ -101,7 +101,7 @@ static void keep_stats(test *t, const ks_stats *before, const ks_stats *after)
 
 static ks_rates mean_of(ks_rates x, ks_rates y)
 {
-    return (ks_rates) { (x.read + y.read) / 2, (x.int8 + y.int8) / 2, (x.f32 + y.f32) / 2 };
+    return (ks_rates) { (x.read + y.read) / 2, (x.int8 + y.int8) / 2, (x.f32 + y.f32) / 2, (x.attn + y.attn) / 2 };
 }
 
 static double percent(double a, double b)
@@ -290,10 +290,10 @@ static void print_table(const bench *b)
     double bytes = (double)ks_store_bytes(b->a.store);
     printf("%s: %u layers, %.2f GB of weights, %u threads\n", b->a.name, b->a.model.graph.n_layers, bytes / 1e9,
            b->a.n_threads);
-    printf("ceilings: read %.1f GB/s (%s), int8 %.0f Gmac/s (%s), f32 %.0f Gmac/s (%s)\n", r->read / 1e9,
-           b->meter.best[KS_CEIL_READ]->name, r->int8 / 1e9,
+    printf("ceilings: read %.1f GB/s (%s), int8 %.0f Gmac/s (%s), f32 %.0f Gmac/s (%s), attention %.0f Gmac/s\n",
+           r->read / 1e9, b->meter.best[KS_CEIL_READ]->name, r->int8 / 1e9,
            b->meter.best[KS_CEIL_INT8] ? b->meter.best[KS_CEIL_INT8]->name : "as f32", r->f32 / 1e9,
-           b->meter.best[KS_CEIL_F32]->name);
+           b->meter.best[KS_CEIL_F32]->name, r->attn / 1e9);
     printf("load: cold %.2f s (%.2f GB/s), warm %.2f s (%.2f GB/s)\n\n", b->load_s[0], bytes / 1e9 / b->load_s[0],
            b->load_s[1], bytes / 1e9 / b->load_s[1]);
     printf("%-16s %27s %9s %-10s %19s %7s %9s %10s\n", "test", "tok/s (min - max)", "bound", "by", "% of bound", "GB/s",
@@ -377,6 +377,7 @@ static void put_cost(ks_jw *w, const ks_cost *c)
     put(w, "state_bytes", c->state_bytes);
     put(w, "int8_macs", c->mac_int8);
     put(w, "f32_macs", c->mac_f32);
+    put(w, "attention_macs", c->mac_attn);
     put(w, "experts_touched", c->experts);
 }
 
@@ -430,6 +431,7 @@ static void put_test(const bench *b, ks_jw *w, const test *t)
     put(w, "read_bytes_s", t->rates.read);
     put(w, "int8_macs_s", t->rates.int8);
     put(w, "f32_macs_s", t->rates.f32);
+    put(w, "attention_macs_s", t->rates.attn);
     ks_jw_object_end(w);
     ks_jw_object_end(w);
 }

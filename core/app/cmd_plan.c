@@ -233,6 +233,7 @@ static int print_json(const report *r, ks_err *err)
     put(&w, "read_bytes_s", r->rates.read);
     put(&w, "int8_macs_s", r->rates.int8);
     put(&w, "f32_macs_s", r->rates.f32);
+    put(&w, "attention_macs_s", r->rates.attn);
     put(&w, "limit_bytes", (double)r->p.limit_bytes);
     ks_jw_key(&w, "parts");
     ks_jw_array(&w);

@@ -73,7 +73,9 @@ static void keys_seen(const ks_load *l, uint32_t window, uint32_t chunk, double 
     *ret_pairs = pairs;
 }
 
-static void cached(count *x, const ks_op *op, uint32_t window, uint32_t chunk, double macs_a_pair, double limit)
+/* macs: where those of the pairs belong. */
+static void cached(count *x, const ks_op *op, uint32_t window, uint32_t chunk, double macs_a_pair, double limit,
+                   double *macs)
 {
     double keys, pairs;
     keys_seen(x->l, window, chunk, &keys, &pairs);
@@ -84,7 +86,7 @@ static void cached(count *x, const ks_op *op, uint32_t window, uint32_t chunk, d
     const ks_state *s = op->state >= 0 ? &x->g->states[op->state] : NULL;
     if (s && s->kind == KS_STATE_KV)
         x->c->kv_bytes += x->l->n_seqs * keys * (double)(s->k_width + s->v_width) * ks_type_bits(x->l->kv_type) / 8;
-    x->c->mac_f32 += x->l->n_seqs * pairs * macs_a_pair;
+    *macs += x->l->n_seqs * pairs * macs_a_pair;
 }
 
 /* Read each step; written once in `lag` rows at least, which is how far a kernel may let it lag behind. */
@@ -98,7 +100,7 @@ static void recurrent(count *x, const ks_op *op, double macs_a_row, double lag)
 
 static void count_op(count *x, const ks_op *op)
 {
-    double rows = rows_of(x, op->in[0]);
+    double rows = rows_of(x, op->in[0]), *attn = x->l->kv_type == KS_T_F32 ? &x->c->mac_f32 : &x->c->mac_attn;
     switch (op->kind) {
     case KS_OP_LINEAR: matrix(x, op->w[0], 1, rows); break;
     case KS_OP_MLP:
@@ -108,17 +110,17 @@ static void count_op(count *x, const ks_op *op)
     case KS_OP_EXPERTS: experts(x, op); break;
     case KS_OP_ATTN:
         cached(x, op, op->u.attn.window, op->u.attn.chunk,
-               (double)op->u.attn.n_heads * (op->u.attn.d_k + op->u.attn.d_v), 0);
+               (double)op->u.attn.n_heads * (op->u.attn.d_k + op->u.attn.d_v), 0, attn);
         break;
     case KS_OP_MLA: {
         const double heads = op->u.mla.n_heads;
         matrix(x, op->w[0], heads, rows * heads);
         matrix(x, op->w[1], heads, rows * heads);
         cached(x, op, 0, 0, heads * (2.0 * op->u.mla.d_latent + op->u.mla.d_rope),
-               op->u.mla.sel >= 0 ? x->g->regs[op->u.mla.sel].width : 0);
+               op->u.mla.sel >= 0 ? x->g->regs[op->u.mla.sel].width : 0, attn);
         break;
     }
-    case KS_OP_INDEXER: cached(x, op, 0, 0, (double)op->u.indexer.n_heads * op->u.indexer.d, 0); break;
+    case KS_OP_INDEXER: cached(x, op, 0, 0, (double)op->u.indexer.n_heads * op->u.indexer.d, 0, &x->c->mac_f32); break;
     case KS_OP_CONV: recurrent(x, op, (double)op->u.conv.width * x->g->regs[op->out[0]].width, 1); break;
     case KS_OP_DELTA: /* decay, what the key holds, its correction, what the query reads */
         recurrent(x, op, 3.0 * op->u.delta.n_v_heads * op->u.delta.d_k * op->u.delta.d_v, KS_DELTA_CHUNK);
@@ -172,14 +174,19 @@ double ks_cost_bytes(const ks_cost *c)
     return c->weight_bytes + c->kv_bytes + c->state_bytes;
 }
 
+static double arithmetic_seconds(const ks_cost *c, const ks_rates *r)
+{
+    return c->mac_int8 / r->int8 + c->mac_f32 / r->f32 + c->mac_attn / r->attn;
+}
+
 double ks_cost_seconds(const ks_cost *c, const ks_rates *r)
 {
-    return fmax(ks_cost_bytes(c) / r->read, c->mac_int8 / r->int8 + c->mac_f32 / r->f32);
+    return fmax(ks_cost_bytes(c) / r->read, arithmetic_seconds(c, r));
 }
 
 const char *ks_cost_limit(const ks_cost *c, const ks_rates *r)
 {
-    return ks_cost_bytes(c) / r->read >= c->mac_int8 / r->int8 + c->mac_f32 / r->f32 ? "memory" : "arithmetic";
+    return ks_cost_bytes(c) / r->read >= arithmetic_seconds(c, r) ? "memory" : "arithmetic";
 }
 
 static double over(double n, double rate)
@@ -191,7 +198,8 @@ double ks_cost_gpu_seconds(const ks_cost *c, const ks_gpu_rates *r, double cold,
 {
     const double sent = cold * c->class_bytes[KS_CLS_EXPERT], link = over(sent, r->link + (ahead ? 0 : r->host)),
                  mem = over(ks_cost_bytes(c) - (ahead ? 0 : sent), r->mem),
-                 compute = over(c->mac_int8, r->int8) + over(c->mac_f32, r->bf16), own = fmax(mem, compute);
+                 compute = over(c->mac_int8, r->int8) + over(c->mac_f32 + c->mac_attn, r->bf16),
+                 own = fmax(mem, compute);
     *ret_limit = link >= own ? "link" : mem > compute ? "memory" : "arithmetic";
     return ahead ? fmax(link, own) : link + own;
 }

@@ -22,6 +22,7 @@ typedef struct ks_cost {
     double type_bytes[32];  /* of weights, by KS_T_ */
     double weight_bytes, kv_bytes, state_bytes;
     double mac_int8, mac_f32; /* multiply-adds: products of quantized weights; all others */
+    double mac_attn;          /* but those of attention over a cache of 8 or 16 bits */
     double experts;           /* matrices (pairs of them) touched, mean of a layer with experts */
 } ks_cost;
 

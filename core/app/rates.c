@@ -139,12 +139,15 @@ ks_rates ks_meter_rates(ks_meter *m)
 {
     ks_rates r = { .read = ks_meter_read(m), .f32 = ks_meter_compute(m, KS_CEIL_F32) };
     r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_compute(m, KS_CEIL_INT8) : r.f32;
+    r.attn = fmax(r.f32, ks_meter_compute(m, KS_CEIL_BF16) / 3);
     return r;
 }
 
 ks_rates ks_meter_best(ks_meter *m)
 {
-    ks_rates r = { ks_meter_loop(m, m->best[KS_CEIL_READ]), 0, ks_meter_loop(m, m->best[KS_CEIL_F32]) };
+    const ks_ceiling *bf16 = m->best[KS_CEIL_BF16];
+    ks_rates r = { .read = ks_meter_loop(m, m->best[KS_CEIL_READ]), .f32 = ks_meter_loop(m, m->best[KS_CEIL_F32]) };
     r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_loop(m, m->best[KS_CEIL_INT8]) : r.f32;
+    r.attn = bf16 ? fmax(r.f32, ks_meter_loop(m, bf16) / 3) : r.f32;
     return r;
 }

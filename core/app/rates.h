@@ -29,6 +29,9 @@ double ks_meter_loop(ks_meter *m, const ks_ceiling *c);
 
 typedef struct ks_rates {
     double read, int8, f32; /* a second; bf16 weights meet f32 activations, so that is their ceiling, too */
+    /* Attention over a cache of 8 or 16 bits: f32, or where it is more a third of bf16. Three products of bf16 make one
+     * with a float exactly. */
+    double attn;
 } ks_rates;
 ks_rates ks_meter_rates(ks_meter *m); /* once, short */
 ks_rates ks_meter_best(ks_meter *m);  /* the best of several */

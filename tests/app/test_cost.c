@@ -97,16 +97,19 @@ static void attention_reads_the_keys_it_sees(void **state)
     op.u.attn.d_v = 6;
     ks_cost c = count(&op, (ks_load) { .n_seqs = 2, .rows = 1, .pos = 99 });
     assert_near(c.kv_bytes, 2 * 100 * 32 * 2);
+    assert_near(c.mac_attn, 2 * 100 * 6 * 16);
+    c = count(&op, (ks_load) { .n_seqs = 2, .rows = 1, .pos = 99, .kv_type = KS_T_F32 });
     assert_near(c.mac_f32, 2 * 100 * 6 * 16);
+    assert_true(c.mac_attn == 0);
     /* A prompt: row r sees r + 1 keys, each key is read once. */
     c = count(&op, (ks_load) { .n_seqs = 1, .rows = 10 });
     assert_near(c.kv_bytes, 10 * 32 * 2);
-    assert_near(c.mac_f32, 55 * 6 * 16);
+    assert_near(c.mac_attn, 55 * 6 * 16);
     op.u.attn.window = 4;
     c = count(&op, (ks_load) { .n_seqs = 1, .rows = 1, .pos = 99 });
-    assert_near(c.mac_f32, 4 * 6 * 16);
+    assert_near(c.mac_attn, 4 * 6 * 16);
     c = count(&op, (ks_load) { .n_seqs = 1, .rows = 10 }); /* 1 + 2 + 3 + 4 and six times 4 */
-    assert_near(c.mac_f32, 34 * 6 * 16);
+    assert_near(c.mac_attn, 34 * 6 * 16);
 }
 
 static void recurrent_state_is_read_each_step_and_written_each_chunk(void **state)
@@ -126,12 +129,14 @@ static void recurrent_state_is_read_each_step_and_written_each_chunk(void **stat
 static void the_bound_is_the_slower_of_memory_and_arithmetic(void **state)
 {
     (void)state;
-    const ks_rates r = { .read = 100, .int8 = 1000, .f32 = 500 };
+    const ks_rates r = { .read = 100, .int8 = 1000, .f32 = 500, .attn = 2000 };
     ks_cost c = { .weight_bytes = 300, .kv_bytes = 100, .mac_int8 = 1000, .mac_f32 = 500 };
     assert_near(ks_cost_seconds(&c, &r), 4);
     assert_string_equal(ks_cost_limit(&c, &r), "memory");
     c.mac_f32 = 5000;
     assert_near(ks_cost_seconds(&c, &r), 11);
+    c.mac_attn = 4000;
+    assert_near(ks_cost_seconds(&c, &r), 13);
     assert_string_equal(ks_cost_limit(&c, &r), "arithmetic");
 }
 
