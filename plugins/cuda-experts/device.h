@@ -35,7 +35,7 @@ typedef struct cu_options {
     int64_t ahead;      /* layers launched before the host has answered, whose sums wait for it on the device */
     int64_t patience;   /* seconds that host and device wait for each other in a step */
     int32_t graphs;     /* steps of few rows are recorded (graph.c) */
-    int32_t fuse;       /* neighbouring ops of steps of few rows are one launch (fuse.c) */
+    int32_t fuse;       /* neighbouring ops are one launch (fuse.c) */
     int32_t early;      /* kernels begin before the ones before them have ended (ptx.cuh) */
     int32_t warpgroups; /* kernels that use the products of warpgroups, where the device has them (wgmma.cuh) */
     int32_t apart;      /* each buffer is an allocation of its own, for memory checkers */

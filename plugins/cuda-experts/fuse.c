@@ -1,9 +1,10 @@
-/* Neighbouring ops of steps of few rows as one launch. There a kernel computes for a microsecond or two and costs as
- * much again to begin and to end, so what counts is how many there are.
+/* Neighbouring ops as one launch. In steps of few rows a kernel computes for a microsecond or two and costs as much
+ * again to begin and to end, so what counts is how many there are; in long ones, what passes through memory.
  *
  * A pattern says how many ops from a given one on it takes, by their kinds, registers and widths; all that are found
  * are noted once, at bind. What runs them writes every register that the ops would write, in the same order of sums:
- * the bits are those of the ops one by one, which long steps and `fuse = 0` keep. [main: lay out, engine: run] */
+ * the bits are those of the ops one by one, which `fuse = 0` keeps, and long steps where a pattern is for few rows.
+ * [main: lay out, engine: run] */
 #include "device.h"
 
 #define MOST_OPS 8u /* of a fusion */
@@ -180,10 +181,11 @@ static int run_linears(cu_dev *d, uint32_t first, ks_err *err)
 static const struct {
     uint32_t (*match)(const cu_dev *d, uint32_t first); /* ops from `first` on; 0: this is another's */
     int (*run)(cu_dev *d, uint32_t first, ks_err *err);
+    uint32_t most_rows; /* of a step */
 } patterns[] = {
-    { match_heads, run_heads },
-    { match_row, run_row },
-    { match_linears, run_linears },
+    { match_heads, run_heads, CU_FEW_ROWS },
+    { match_row, run_row, UINT32_MAX },
+    { match_linears, run_linears, CU_FEW_ROWS },
 };
 
 int cu_fuse_lay_out(cu_dev *d, ks_err *err)
@@ -197,8 +199,8 @@ int cu_fuse_lay_out(cu_dev *d, ks_err *err)
 
 uint32_t cu_fused(const cu_dev *d, uint32_t first, uint32_t end)
 {
-    uint32_t n = d->fused[first].n;
-    return d->step_rows <= CU_FEW_ROWS && n <= end - first ? n : 0;
+    struct cu_fusion f = d->fused[first];
+    return d->step_rows <= patterns[f.pattern].most_rows && f.n <= end - first ? f.n : 0;
 }
 
 int cu_run_fused(cu_dev *d, uint32_t first, ks_err *err)

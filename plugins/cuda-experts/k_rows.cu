@@ -18,6 +18,44 @@ template <uint32_t THREADS> static __device__ float block_sum(float v, float *sh
     return sum;
 }
 
+/* c % n: mostly it is c, and a division takes long. */
+static __device__ __forceinline__ uint32_t wrapped(uint32_t c, uint32_t n)
+{
+    return c < n ? c : c % n;
+}
+
+/* The sum of a row's experts, as sum_kernel makes it; each lane knows where another one's numbers are, so some are
+ * asked for at once. */
+template <uint32_t THREADS, uint32_t PER>
+static __device__ __forceinline__ void sum_pairs(const cu_sum &a, uint32_t row, uint32_t width, float y[PER])
+{
+    constexpr uint32_t AHEAD = PER < 32 ? 32 / PER : 1;
+    for (uint32_t s0 = 0; s0 < a.k; s0 += 32) {
+        const uint32_t s = s0 + threadIdx.x % 32, at = s < a.k ? a.slot_pair[row * a.k + s] : UINT32_MAX;
+        const float weight = at != UINT32_MAX && a.pair_weight ? a.pair_weight[at] : 1.0f;
+        for (uint32_t e = 0; e < min(32u, a.k - s0); e += AHEAD) {
+            float u[AHEAD][PER];
+#pragma unroll
+            for (uint32_t n = 0; n < AHEAD; n++) {
+                const uint32_t p = __shfl_sync(~0u, at, (int)(e + n));
+                const float *x = a.x + (size_t)p * width;
+#pragma unroll
+                for (uint32_t j = 0; j < PER; j++) {
+                    const uint32_t i = threadIdx.x + j * THREADS;
+                    u[n][j] = p != UINT32_MAX && i < width ? x[i] : 0.0f;
+                }
+            }
+#pragma unroll
+            for (uint32_t n = 0; n < AHEAD; n++) {
+                const bool here = __shfl_sync(~0u, at, (int)(e + n)) != UINT32_MAX;
+                const float w = __shfl_sync(~0u, weight, (int)(e + n));
+#pragma unroll
+                for (uint32_t j = 0; j < PER; j++) y[j] = here ? __fadd_rn(y[j], __fmul_rn(w, u[n][j])) : y[j];
+            }
+        }
+    }
+}
+
 /* What is normed of a row becomes fx v + fy added; a thread has columns threadIdx.x + j * THREADS. */
 template <uint32_t THREADS, uint32_t PER>
 static __device__ __forceinline__ void add_row(const cu_row &a, uint32_t row, float v[PER])
@@ -30,17 +68,7 @@ static __device__ __forceinline__ void add_row(const cu_row &a, uint32_t row, fl
         uint32_t i = threadIdx.x + j * THREADS;
         if (i < width && !a.pairs.x) y[j] = a.added.p[row * a.added.stride + i];
     }
-#pragma unroll(PER > 8 ? 1 : 4)                             /* experts whose numbers are on their way at once */
-    for (uint32_t s = 0; a.pairs.x && s < a.pairs.k; s++) { /* as sum_kernel does */
-        uint32_t p = a.pairs.slot_pair[row * a.pairs.k + s];
-        bool here = p != UINT32_MAX;
-        const float *x = a.pairs.x + (size_t)(here ? p : 0) * width;
-        float w = a.pairs.pair_weight ? a.pairs.pair_weight[here ? p : 0] : 1.0f, u[PER];
-#pragma unroll
-        for (uint32_t j = 0; j < PER; j++) u[j] = x[min(threadIdx.x + j * THREADS, width - 1)];
-#pragma unroll
-        for (uint32_t j = 0; j < PER; j++) y[j] = here ? __fadd_rn(y[j], __fmul_rn(w, u[j])) : y[j];
-    }
+    if (a.pairs.x) sum_pairs<THREADS, PER>(a.pairs, row, width, y);
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
@@ -52,35 +80,22 @@ static __device__ __forceinline__ void add_row(const cu_row &a, uint32_t row, fl
     }
 }
 
-/* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. A warp is a row of the
- * block, or all of it. ROW: with what cu_row has around the norm; what comes out is quantized by way of shared memory.
- */
-template <uint32_t THREADS, uint32_t PER, bool ROW>
-static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_constant__ cu_row b)
+template <uint32_t THREADS, uint32_t PER>
+static __device__ __forceinline__ void load_weights(const cu_norm &a, uint32_t w0, float w[PER])
 {
-    const cu_norm &a = b.norm;
-    CU_DYNAMIC_SHARED(float, rows); /* (BLOCK / THREADS, width), with b.act */
-    __shared__ float shared[THREADS / 32];
-    uint32_t slices = a.n / a.width, unit = blockIdx.x * (BLOCK / THREADS) + threadIdx.y, row = unit / slices,
-             c0 = unit % slices * a.width;
-    const float *x = a.x.p + row * a.x.stride + c0;
-    float *y = a.y.p + row * a.y.stride + c0, mean = 0, ss = 0, v[PER], w[PER], *out = rows + threadIdx.y * a.width;
-    let_next_begin();
-    uint32_t at = (c0 + threadIdx.x) % a.w_width, step = THREADS % a.w_width;
-#pragma unroll
-    for (uint32_t j = 0; j < PER; j++) {
-        w[j] = threadIdx.x + j * THREADS < a.width && a.weight ? a.weight[at] : 1.0f;
-        at += step;
-        if (at >= a.w_width) at -= a.w_width;
-    }
-    wait_for_stream();
-    if (row >= a.n_rows) return;
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
-        v[j] = i < a.width ? x[i] : 0.0f;
+        w[j] = i < a.width && a.weight ? a.weight[wrapped(w0 + i, a.w_width)] : 1.0f;
     }
-    if (ROW) add_row<THREADS, PER>(b, row, v);
+}
+
+/* A thread's columns of a slice, whose weights begin at w0, normed. */
+template <uint32_t THREADS, uint32_t PER>
+static __device__ __forceinline__ void norm_columns(const cu_norm &a, uint32_t w0, const float w[PER], float v[PER],
+                                                    float *shared)
+{
+    float mean = 0, ss = 0;
     if (a.kind == KS_NORM_LAYER) {
 #pragma unroll
         for (uint32_t j = 0; j < PER; j++)
@@ -97,14 +112,43 @@ static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_cons
 #pragma unroll
     for (uint32_t j = 0; j < PER; j++) {
         uint32_t i = threadIdx.x + j * THREADS;
-        if (i >= a.width) continue;
-        y[i] = v[j] = v[j] * inv * (w[j] + a.w_offset);
-        if (ROW && b.act.q) out[i] = v[j];
+        v[j] = v[j] * inv * (w[j] + a.w_offset);
+        if (a.bias && i < a.width) v[j] += a.bias[wrapped(w0 + i, a.w_width)];
     }
-#pragma unroll 1
-    for (uint32_t i = threadIdx.x; a.bias && i < a.width; i += THREADS) {
-        y[i] += a.bias[(c0 + i) % a.w_width];
-        if (ROW && b.act.q) out[i] = y[i];
+}
+
+/* A thread has columns threadIdx.x, + THREADS, ...: all are asked for before the first is used. A warp is a row of the
+ * block, or all of it. ROW: with what cu_row has around the norm; what comes out is quantized by way of shared memory.
+ */
+template <uint32_t THREADS, uint32_t PER, bool ROW>
+static __global__ void __launch_bounds__(BLOCK, PER > 16  ? 1
+                                                : PER > 8 ? 2
+                                                          : 3) norm_kernel(const __grid_constant__ cu_row b)
+{
+    const cu_norm &a = b.norm;
+    CU_DYNAMIC_SHARED(float, rows); /* (BLOCK / THREADS, width), with b.act */
+    __shared__ float shared[THREADS / 32];
+    uint32_t slices = a.n / a.width, unit = blockIdx.x * (BLOCK / THREADS) + threadIdx.y, row = unit / slices,
+             c0 = unit % slices * a.width, w0 = wrapped(c0, a.w_width);
+    const float *x = a.x.p + row * a.x.stride + c0;
+    float *y = a.y.p + row * a.y.stride + c0, v[PER], w[PER], *out = rows + threadIdx.y * a.width;
+    let_next_begin();
+    load_weights<THREADS, PER>(a, w0, w);
+    wait_for_stream();
+    if (row >= a.n_rows) return;
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        v[j] = i < a.width ? x[i] : 0.0f;
+    }
+    if (ROW) add_row<THREADS, PER>(b, row, v);
+    norm_columns<THREADS, PER>(a, w0, w, v, shared);
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * THREADS;
+        if (i >= a.width) continue;
+        y[i] = v[j];
+        if (ROW && b.act.q) out[i] = v[j];
     }
     if (!ROW || !b.act.q) return;
     if (THREADS == 32)
@@ -113,7 +157,7 @@ static __global__ void __launch_bounds__(BLOCK, 1) norm_kernel(const __grid_cons
         __syncthreads();
     for (uint32_t col = threadIdx.x * 4; col / 128 * 128 < b.act.q_stride; col += THREADS * 4) {
         float u[4];
-        for (uint32_t i = 0; i < 4; i++) u[i] = col + i < a.width ? out[col + i] : 0.0f;
+        load_4(u, out + col, col < a.width ? a.width - col : 0);
         quantize(u, row, col, a.width, b.act);
     }
 }
@@ -151,6 +195,8 @@ template <uint32_t THREADS, bool ROW> static void launch_row(const cu_row *a, ui
         CU_LAUNCH_EARLY((norm_kernel<THREADS, 4, ROW>), blocks, block, bytes, s)(*a);
     else if (width <= 8 * THREADS)
         CU_LAUNCH_EARLY((norm_kernel<THREADS, 8, ROW>), blocks, block, bytes, s)(*a);
+    else if (width <= 16 * THREADS)
+        CU_LAUNCH_EARLY((norm_kernel<THREADS, 16, ROW>), blocks, block, bytes, s)(*a);
     else if (width <= 32 * THREADS)
         CU_LAUNCH_EARLY((norm_kernel<THREADS, 32, ROW>), blocks, block, bytes, s)(*a);
     else

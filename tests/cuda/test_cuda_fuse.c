@@ -1,32 +1,40 @@
-/* Neighbouring ops as one launch, on the emulated GPU: steps of 1 to 16 rows of one and of several sequences give the
- * bits of the ops one by one, logits and hidden states alike, and take fewer launches. */
+/* Neighbouring ops as one launch, on the emulated GPU: steps of 1 to 16 rows of one and of several sequences, and a
+ * long one in one piece and in several, give the bits of the ops one by one, logits and hidden states alike, and take
+ * fewer launches. */
 #include "on_emu.h"
 
 #include <string.h>
 
 #define PROMPT 3u
 
-/* Types of all weights, of experts, of the cache; how many experts stay, the others are read where they lie. */
+/* Types of all weights, of experts, of the cache; how many experts stay, the others are read where they lie; rows of a
+ * piece. */
 static const struct {
     uint32_t type, expert, kv;
-    int32_t resident;
-} modes[] = { { KS_T_I8, KS_T_I4, KS_T_F8E4M3, -1 },
-              { KS_T_I8, KS_T_I8, KS_T_BF16, 3 },
-              { KS_T_BF16, KS_T_BF16, KS_T_F32, -1 } };
+    int32_t resident, piece;
+} modes[] = { { KS_T_I8, KS_T_I4, KS_T_F8E4M3, -1, 0 },
+              { KS_T_I8, KS_T_I8, KS_T_BF16, 3, 20 },
+              { KS_T_BF16, KS_T_BF16, KS_T_F32, -1, 0 } };
 
 static int fused_open(fixture *f, const char *family, uint32_t mode, bool fuse, ks_err *err)
 {
     uint32_t types[16]; /* of every class that there may be */
     for (uint32_t c = 0; c < 16; c++) types[c] = c == KS_CLS_EXPERT ? modes[mode].expert : modes[mode].type;
     types[KS_CLS_EMBED] = types[KS_CLS_NORM] = types[KS_CLS_ROUTER] = types[KS_CLS_OTHER] = KS_T_BF16;
-    options = (cu_options) { .resident = modes[mode].resident, .in_place = CU_FEW_ROWS, .fuse = fuse, .early = true };
+    options = (cu_options) { .resident = modes[mode].resident,
+                             .piece = modes[mode].piece,
+                             .in_place = CU_FEW_ROWS,
+                             .fuse = fuse,
+                             .early = true };
     return fx_open(f, family, "ref", 1, modes[mode].kv, types, err);
 }
 
-/* Logits and hidden states of a few steps; *ret_launches: of the last, which has one row. */
-static size_t answer(const char *family, uint32_t mode, bool fuse, float *ret, uint64_t *ret_launches)
+/* Logits and hidden states of a few steps; ret_launches: of the long one, and of the last, which has one row. */
+static size_t answer(const char *family, uint32_t mode, bool fuse, float *ret, uint64_t ret_launches[2])
 {
-    static const uint32_t rows[][FX_SLOTS] = { { PROMPT, 2 }, { 1, 1, 1 }, { 16 }, { 4, 0, 5, 7 }, { 1 } };
+    static const uint32_t rows[][FX_SLOTS] = {
+        { PROMPT, 2 }, { 1, 1, 1 }, { 16 }, { 4, 0, 5, 7 }, { 29, 0, 14 }, { 1 }
+    };
     fixture f;
     ks_err err;
     int32_t ids[64];
@@ -48,7 +56,7 @@ static size_t answer(const char *family, uint32_t mode, bool fuse, float *ret, u
         size_t logits = (size_t)all * g->n_vocab, taps = (size_t)g->n_taps * all * g->d_model;
         must(fx_step(&f, seqs, n, ret + at, ret + at + logits, &err), &err);
         at += logits + taps;
-        *ret_launches = emu.n_launches - before;
+        ret_launches[all <= CU_FEW_ROWS] = emu.n_launches - before;
     }
     fx_close(&f);
     return at;
@@ -64,15 +72,17 @@ static void same_bits(const char *family, uint32_t n_modes)
     (void)snprintf(dir, sizeof dir, "%s/tests/golden/%s", KS_SOURCE_DIR, family);
     must(ks_golden_write(dir, family, &err), &err);
     for (uint32_t p = 0; p < n_modes; p++) {
-        uint64_t one_by_one, fused;
-        size_t n = answer(family, p, false, want, &one_by_one), m = answer(family, p, true, z, &fused);
+        uint64_t alone[2], fused[2];
+        size_t n = answer(family, p, false, want, alone), m = answer(family, p, true, z, fused);
         assert_true(n <= cap);
         assert_int_equal(n, m);
         if (memcmp(want, z, n * sizeof *z) != 0) fail_msg("%s, mode %u: other bits", family, p);
-        print_message("  %s: %llu launches instead of %llu\n", family, (unsigned long long)fused,
-                      (unsigned long long)one_by_one);
-        assert_true(fused < one_by_one);
-        if (strcmp(family, "qwen3_moe") == 0 && p == 0) assert_in_range(fused, 1, 25); /* two layers of 10, and ends */
+        print_message("  %s: %llu launches instead of %llu, many rows %llu instead of %llu\n", family,
+                      (unsigned long long)fused[1], (unsigned long long)alone[1], (unsigned long long)fused[0],
+                      (unsigned long long)alone[0]);
+        assert_true(fused[0] < alone[0] && fused[1] < alone[1]);
+        if (strcmp(family, "qwen3_moe") == 0 && p == 0)
+            assert_in_range(fused[1], 1, 25); /* two layers of 10, and ends */
     }
     free(want);
     free(z);
