@@ -183,7 +183,7 @@ static const struct {
     int (*run)(cu_dev *d, uint32_t first, ks_err *err);
     uint32_t most_rows; /* of a step */
 } patterns[] = {
-    { match_heads, run_heads, CU_FEW_ROWS },
+    { match_heads, run_heads, UINT32_MAX },
     { match_row, run_row, UINT32_MAX },
     { match_linears, run_linears, CU_FEW_ROWS },
 };

@@ -4,6 +4,7 @@
 #include <krasis/graph.h>
 
 #define BLOCK 256u
+#define FEW_ROWS 16u /* up to here, a head is a block */
 
 /* The sum over a block, the same in every thread; fixed order for a given block size. */
 template <uint32_t THREADS> static __device__ float block_sum(float v, float *shared)
@@ -225,14 +226,19 @@ void cu_launch_norm(const cu_norm *a, cu_stream s)
     launch_rows<false>(&r, s);
 }
 
+/* How far pair i of a row is turned. */
+static __device__ __forceinline__ void find_turn(const cu_rope &a, uint32_t row, uint32_t i, float *sn, float *cs)
+{
+    float angle = __fmul_rn((float)a.pos[row], a.inv_freq[i]);
+    sincosf(angle, sn, cs);
+    *sn *= a.mscale;
+    *cs *= a.mscale;
+}
+
 /* Pair i of a head whose columns are x. */
-static __device__ __forceinline__ void rotate(const cu_rope &a, uint32_t row, float *x, uint32_t i)
+static __device__ __forceinline__ void rotate(const cu_rope &a, float *x, uint32_t i, float sn, float cs)
 {
     uint32_t half = a.rot_dim / 2;
-    float angle = __fmul_rn((float)a.pos[row], a.inv_freq[i]), sn, cs;
-    sincosf(angle, &sn, &cs);
-    sn *= a.mscale;
-    cs *= a.mscale;
     x += a.rot_begin;
     float *p = a.kind == KS_ROPE_HALF ? x + i : x + 2 * i, *q = a.kind == KS_ROPE_HALF ? x + i + half : x + 2 * i + 1;
     float u = *p, v = *q;
@@ -244,7 +250,9 @@ static __global__ void rope_kernel(cu_rope a)
 {
     uint32_t half = a.rot_dim / 2, i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
     if (i >= half * a.n_heads) return;
-    rotate(a, row, a.x.p + row * a.x.stride + (size_t)(i / half) * a.head_dim, i % half);
+    float sn, cs;
+    find_turn(a, row, i % half, &sn, &cs);
+    rotate(a, a.x.p + row * a.x.stride + (size_t)(i / half) * a.head_dim, i % half, sn, cs);
 }
 
 void cu_launch_rope(const cu_rope *a, cu_stream s)
@@ -378,32 +386,33 @@ void cu_launch_embed(const void *x, uint32_t type, cu_reg y, float scale, uint32
 
 /* ---- the cache */
 
-/* Where row r of a.x goes: its page, and its first element there. */
-static __device__ __forceinline__ uint8_t *append_to(const cu_append &a, uint32_t r, size_t *ret_first)
+/* Where row r of a.x goes: its number 0. */
+static __device__ __forceinline__ uint8_t *append_row(const cu_append &a, uint32_t r)
 {
     const cu_seq s = a.seqs[a.row_seq[r]];
-    uint32_t pos = s.pos + (r - s.row);
-    *ret_first = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col;
-    return a.cache.p + a.pages[s.page_at + pos / a.cache.page_tok] * a.cache.page_bytes;
+    uint32_t pos = s.pos + (r - s.row), page = a.pages[s.page_at + pos / a.cache.page_tok];
+    size_t at = (size_t)(pos % a.cache.page_tok) * a.cache.stride + a.col;
+    return a.cache.p + page * a.cache.page_bytes +
+           at * (a.cache.type == KS_T_F32    ? 4
+                 : a.cache.type == KS_T_BF16 ? 2
+                                             : 1);
 }
 
-static __device__ __forceinline__ void append(const cu_cache &c, uint8_t *page, size_t at, float v)
+static __device__ __forceinline__ void append_at(uint32_t type, uint8_t *p, uint32_t i, float v)
 {
-    if (c.type == KS_T_F32)
-        ((float *)page)[at] = v;
-    else if (c.type == KS_T_BF16)
-        ((uint16_t *)page)[at] = f32_to_bf16(v);
+    if (type == KS_T_F32)
+        ((float *)p)[i] = v;
+    else if (type == KS_T_BF16)
+        ((uint16_t *)p)[i] = f32_to_bf16(v);
     else
-        page[at] = f32_to_e4m3(v);
+        p[i] = f32_to_e4m3(v);
 }
 
 struct append_fn {
     cu_append a;
     __device__ void operator()(uint32_t r, uint32_t i) const
     {
-        size_t first;
-        uint8_t *page = append_to(a, r, &first);
-        append(a.cache, page, first + i, a.x.p[r * a.x.stride + i]);
+        append_at(a.cache.type, append_row(a, r), i, a.x.p[r * a.x.stride + i]);
     }
 };
 
@@ -412,57 +421,95 @@ void cu_launch_append(const cu_append *a, cu_stream s)
     each(a->n_rows, a->n, s, append_fn { *a });
 }
 
-/* A warp has a head of a row. The norm's order of sums is that of norm_kernel with 32 threads. */
-static __device__ void norm_head(const cu_norm &a, uint32_t c0, float *x)
+/* Columns threadIdx.x + j * 32 of a head of a row. */
+template <uint32_t PER>
+static __device__ __forceinline__ void load_head(const cu_head &h, const float *at, float v[PER])
 {
-    uint32_t lane = threadIdx.x;
-    float mean = 0, ss = 0;
-    if (a.kind == KS_NORM_LAYER) {
-        for (uint32_t i = lane; i < a.width; i += 32) mean = __fadd_rn(mean, x[i]);
-        mean = __fdiv_rn(warp_sum(mean), (float)a.width);
-    }
-    for (uint32_t i = lane; i < a.width; i += 32) {
-        float v = x[i] - mean;
-        ss = __fmaf_rn(v, v, ss);
-    }
-    ss = warp_sum(ss);
-    float inv = __fdiv_rn(1.0f, __fsqrt_rn((a.kind == KS_NORM_L2 ? ss : __fdiv_rn(ss, (float)a.width)) + a.eps));
-    for (uint32_t i = lane; i < a.width; i += 32) {
-        uint32_t c = (c0 + i) % a.w_width;
-        float r = (x[i] - mean) * inv * ((a.weight ? a.weight[c] : 1.0f) + a.w_offset);
-        x[i] = a.bias ? r + a.bias[c] : r;
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) {
+        uint32_t i = threadIdx.x + j * 32;
+        v[j] = i < h.width ? at[i] : 0.0f;
     }
 }
 
-static __global__ void __launch_bounds__(32) heads_kernel(const __grid_constant__ cu_heads a)
+/* By way of shared memory: the two of a pair may be different lanes'. */
+template <uint32_t PER>
+static __device__ __forceinline__ void rotate_head(const cu_head &h, float *x, const float sn[PER / 2],
+                                                   const float cs[PER / 2], float v[PER])
 {
-    __shared__ float x[CU_HEAD_WIDTH];
-    uint32_t lane = threadIdx.x, row = blockIdx.x, head = blockIdx.y, i = 0;
-    while (head >= a.of[i].n_heads) head -= a.of[i++].n_heads;
-    const cu_head &h = a.of[i];
-    uint32_t c0 = head * h.width;
-    float *at = h.x.p + row * h.x.stride + c0;
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) x[threadIdx.x + j * 32] = v[j];
+    __syncwarp();
+#pragma unroll
+    for (uint32_t j = 0; j < PER / 2; j++) {
+        uint32_t i = threadIdx.x + j * 32;
+        if (i < h.rope.rot_dim / 2) rotate(h.rope, x, i, sn[j], cs[j]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (uint32_t j = 0; j < PER; j++) v[j] = x[threadIdx.x + j * 32];
+    __syncwarp();
+}
+
+/* A warp has up to `most` heads of a row, alike but for their columns; the next is on its way while one is computed. */
+template <uint32_t PER>
+static __global__ void __launch_bounds__(BLOCK, 4)
+    heads_kernel(const __grid_constant__ cu_heads a, uint32_t most, uint32_t units)
+{
+    __shared__ float shared[BLOCK / 32][PER * 32];
+    uint32_t unit = blockIdx.x * blockDim.y + threadIdx.y, row = unit / units, at = unit % units, k = 0;
     let_next_begin();
     wait_for_stream();
-    uint8_t *page = nullptr;
-    size_t first = 0;
-    if (h.append.cache.p) page = append_to(h.append, row, &first); /* looked up while numbers are on their way */
-#pragma unroll 4
-    for (uint32_t c = lane; c < h.width; c += 32) x[c] = at[c];
-    __syncwarp();
-    if (h.norm.width) norm_head(h.norm, c0, x);
-    __syncwarp();
-    for (uint32_t p = lane; p < h.rope.rot_dim / 2; p += 32) rotate(h.rope, row, x, p);
-    __syncwarp();
-    for (uint32_t c = lane; c < h.width; c += 32) {
-        if (h.norm.width || h.rope.rot_dim) at[c] = x[c];
-        if (page) append(h.append.cache, page, first + c0 + c, x[c]);
+    if (row >= a.n_rows) return;
+    for (; at >= ceil_div(a.of[k].n_heads, most); k++) at -= ceil_div(a.of[k].n_heads, most);
+    const cu_head &h = a.of[k];
+    const uint32_t end = min((at + 1) * most, h.n_heads);
+    float *x = h.x.p + row * h.x.stride, sn[PER / 2] = {}, cs[PER / 2] = {}, next[PER], w[PER];
+    uint32_t w_at = UINT32_MAX;
+    load_head<PER>(h, x + at * most * h.width, next);
+#pragma unroll
+    for (uint32_t j = 0; j < PER / 2; j++) {
+        uint32_t i = threadIdx.x + j * 32;
+        if (i < h.rope.rot_dim / 2) find_turn(h.rope, row, i, &sn[j], &cs[j]);
     }
+    uint8_t *cache = h.append.cache.p ? append_row(h.append, row) : nullptr;
+    for (uint32_t head = at * most; head < end; head++) {
+        const uint32_t c0 = head * h.width, w0 = h.norm.width ? wrapped(c0, h.norm.w_width) : 0;
+        float v[PER];
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++) v[j] = next[j];
+        if (head + 1 < end) load_head<PER>(h, x + c0 + h.width, next);
+        if (h.norm.width) {
+            if (w0 != w_at) load_weights<32, PER>(h.norm, w_at = w0, w);
+            norm_columns<32, PER>(h.norm, w0, w, v, nullptr);
+        }
+        if (h.rope.rot_dim) rotate_head<PER>(h, shared[threadIdx.y], sn, cs, v);
+#pragma unroll
+        for (uint32_t j = 0; j < PER; j++) {
+            uint32_t i = threadIdx.x + j * 32;
+            if (i >= h.width) continue;
+            if (h.norm.width || h.rope.rot_dim) x[c0 + i] = v[j];
+            if (cache) append_at(h.append.cache.type, cache, c0 + i, v[j]);
+        }
+    }
+}
+
+template <uint32_t PER> static void launch_heads(const cu_heads *a, cu_stream s)
+{
+    const bool few = a->n_rows <= FEW_ROWS;
+    const uint32_t most = few ? 1 : 4, warps = few ? 1 : BLOCK / 32;
+    uint32_t units = 0;
+    for (uint32_t i = 0; i < CU_HEADS; i++) units += (a->of[i].n_heads + most - 1) / most;
+    uint32_t blocks = (a->n_rows * units + warps - 1) / warps;
+    if (blocks) CU_LAUNCH_EARLY(heads_kernel<PER>, blocks, dim3(32, warps), 0, s)(*a, most, units);
 }
 
 void cu_launch_heads(const cu_heads *a, cu_stream s)
 {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < CU_HEADS; i++) n += a->of[i].n_heads;
-    if (a->n_rows && n) CU_LAUNCH_EARLY(heads_kernel, dim3(a->n_rows, n), 32, 0, s)(*a);
+    uint32_t width = 0;
+    for (uint32_t i = 0; i < CU_HEADS; i++) width = a->of[i].width > width ? a->of[i].width : width;
+    if (width <= 128)
+        launch_heads<4>(a, s);
+    else
+        launch_heads<CU_HEAD_WIDTH / 32>(a, s);
 }
