@@ -4,29 +4,26 @@
 
 #include "act.cuh"
 
+/* Added to a small number it leaves its integer, ties to even, in the low bits. */
+#define QUANT_START 0x4b400000u
+#define QUANT_START_F 12582912.0f
+
 /* A lane's columns col .. col + 3 of a row. */
 static __device__ __forceinline__ void quantize(const float v[4], uint32_t row, uint32_t col, uint32_t n_in,
                                                 const cu_act &out)
 {
-    float amax = 0;
-    bool finite = true;
-    for (uint32_t i = 0; i < 4; i++) {
-        finite = finite && isfinite(v[i]);
-        amax = fmaxf(amax, fabsf(v[i]));
-    }
-    amax = warp_max(amax);
-    finite = __all_sync(~0u, finite);
-    float inv = amax > 0 ? __fdiv_rn(127.0f, amax) : __uint_as_float(0x7f800000u);
-    bool good = finite && isfinite(inv);
-    int32_t q[4], sum = 0;
-    for (uint32_t i = 0; i < 4; i++) {
-        q[i] = good ? __float2int_rn(__fmul_rn(v[i], inv)) : 0;
-        sum += q[i];
-    }
+    uint32_t top = 0, b[4];
+    for (uint32_t i = 0; i < 4; i++) top = max(top, __float_as_uint(v[i]) & 0x7fffffffu);
+    top = __reduce_max_sync(~0u, top); /* numbers without a sign are in the order of their bits; NaNs last */
+    const float amax = __uint_as_float(top), inv = __fdiv_rn(127.0f, amax);
+    const bool finite = top < 0x7f800000u, good = finite && isfinite(inv);
+    for (uint32_t i = 0; i < 4; i++) b[i] = __float_as_uint(__fadd_rn(__fmul_rn(v[i], inv), QUANT_START_F));
+    int32_t sum = good ? (int32_t)(b[0] + b[1] + b[2] + b[3] - 4 * QUANT_START) : 0;
     for (int o = 4; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o); /* 8 lanes: 32 columns */
-    if (col < out.q_stride)
-        *(char4 *)(out.q + (size_t)row * out.q_stride + col) =
-            make_char4((signed char)q[0], (signed char)q[1], (signed char)q[2], (signed char)q[3]);
+    if (col < out.q_stride) {
+        uint32_t q = __byte_perm(__byte_perm(b[0], b[1], 0x0040), __byte_perm(b[2], b[3], 0x0040), 0x5410);
+        *(uint32_t *)(void *)(out.q + (size_t)row * out.q_stride + col) = good ? q : 0;
+    }
     if (col % 32 == 0 && col / 32 < out.sum_stride) out.sum[(size_t)row * out.sum_stride + col / 32] = sum;
     if (col % 128 == 0 && col < n_in)
         out.scale[(size_t)row * out.scale_stride + col / 128] = good     ? __fdiv_rn(amax, 127.0f)
@@ -53,7 +50,13 @@ static __device__ __forceinline__ void glu_4(float v[4], const cu_glu &a, uint32
     float g[4], u[4];
     load_4(g, x, n);
     load_4(u, x + 16, n);
-    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? glu(a, weigh(a, row, g[i]), weigh(a, row, u[i])) : 0.0f;
+    if (a.weight) {
+        for (uint32_t i = 0; i < 4; i++) {
+            g[i] = __fmul_rn(g[i], a.weight[row]);
+            u[i] = __fmul_rn(u[i], a.weight[row]);
+        }
+    }
+    for (uint32_t i = 0; i < 4; i++) v[i] = glu(a, g[i], u[i]); /* of zeros, 0 */
 }
 
 #endif
