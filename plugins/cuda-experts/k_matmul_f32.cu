@@ -39,8 +39,8 @@ static __global__ void __launch_bounds__(FEW_SPANS *ROWS) few_kernel(cu_matmul m
     constexpr uint32_t AHEAD = COLS > 1 ? 32 : 64; /* pairs of weights */
     uint32_t z = blockIdx.z, slot = threadIdx.x / ROWS, o = blockIdx.x * ROWS + threadIdx.x % ROWS, row = o % 16;
     cu_ref r;
-    let_next_begin();
     if (m.refs) wait_for_stream(); /* else the weights are known, and set out before */
+    let_next_begin();              /* with refs: what comes next may count on them */
     if (!find_matrix(m, z, &r)) return;
     uint32_t p0 = blockIdx.y * COLS;
     if (p0 >= r.n) return;

@@ -147,11 +147,16 @@ static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                  
     uint32_t z = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t block = enter_matrix(all, m, per);
     cu_ref r;
+    /* Are the weights known before the kernel before this one has ended, so that they set out now? Refs are where it
+     * made gates and ups of the same experts: it has let this one begin only when it had them. */
+    const bool known = !m.refs || m.glu.n;
+    if (!known) wait_for_stream();
     let_next_begin();
-    if (m.refs) wait_for_stream(); /* else the weights are known, and set out before */
-    if (!find_matrix(m, z, &r)) return;
-    uint32_t p0 = blockIdx.y * FEW;
-    if (p0 >= r.n) return;
+    const uint32_t p0 = blockIdx.y * FEW;
+    if (!find_matrix(m, z, &r) || p0 >= r.n) {
+        if (known) wait_for_stream();
+        return;
+    }
     const uint32_t n = min(FEW, r.n - p0), n_in = t16_n_in(m.n_in), first = block * per;
     const uint32_t n_strips = min(per, ceil_div(m.n_out, 16) - first);
     const size_t scales_at = (size_t)n_in * 16 * (TYPE == KS_T_I8 ? 8 : 4) / 8;
@@ -224,7 +229,7 @@ static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                  
                     ws[i] = weight_scale<TYPE>((task < groups ? strips : strips + m.strip_bytes) + scales_at,
                                                c0 / GROUP + (task < groups ? task : task - groups), at % 16);
             }
-            if (!begun && !m.refs) wait_for_stream();
+            if (!begun && known) wait_for_stream();
             if (OWN && !begun) quantize_own<WARPS * 32>(m, r, z, p0, n, own_x, own);
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {

@@ -17,8 +17,10 @@ static __device__ __forceinline__ uint32_t t16_n_in(uint32_t n_in)
 static __device__ __forceinline__ bool find_matrix(const cu_matmul &m, uint32_t z, cu_ref *ret)
 {
     if (m.refs) {
-        if (m.n_refs && z >= *m.n_refs) return false;
-        *ret = m.refs[z];
+        /* volatile: past the first-level cache, since a kernel may ask before wait_for_stream() */
+        if (m.n_refs && z >= *(const volatile uint32_t *)m.n_refs) return false;
+        const volatile cu_ref &r = m.refs[z];
+        *ret = cu_ref { r.w, r.mat, r.begin, r.n, r.tile };
         ret->w += m.w_off;
         return true;
     }
