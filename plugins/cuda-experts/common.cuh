@@ -85,6 +85,17 @@ static __device__ __forceinline__ float cache_at(const cu_cache &c, const uint8_
     return e4m3_to_f32(page[i]);
 }
 
+/* Four of which n are there, the others are 0. */
+static __device__ __forceinline__ void load_4(float v[4], const float *x, uint32_t n)
+{
+    if (n >= 4 && (uintptr_t)x % 16 == 0) {
+        float4 f = *(const float4 *)x;
+        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+        return;
+    }
+    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? x[i] : 0.0f;
+}
+
 static __device__ __forceinline__ uint32_t ceil_div(uint32_t a, uint32_t b)
 {
     return (a + b - 1) / b;

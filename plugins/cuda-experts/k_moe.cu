@@ -2,7 +2,8 @@
 #include "offer.cuh"
 #include <krasis/graph.h>
 
-#define RUN 8u /* pairs that a thread sorts at once */
+#define RUN 8u             /* pairs that a thread sorts at once */
+#define SORT_THREADS 1024u /* so few blocks fill the device, and go over all pairs in few turns */
 #define NOBODY INT32_MIN
 static_assert(CU_CHOOSE_WARPS * 32 == CU_OFFER_THREADS, "a block offers what its warps have chosen");
 
@@ -214,30 +215,38 @@ static __device__ int32_t expert_at(const cu_sort &a, uint32_t pair_at)
     return ((const pair *)a.route)[pair_at / a.k * a.route_stride + pair_at % a.k].expert;
 }
 
-/* The experts of RUN pairs from the i-th on; beyond the last NOBODY. All are asked for before the first is used. */
+/* The experts of pairs i, i + 32, ... of a warp's next RUN * 32, i being this lane's first; beyond the last NOBODY. All
+ * are asked for before the first is used. */
 static __device__ __forceinline__ void load_run(const cu_sort &a, uint32_t i, int32_t expert[RUN])
 {
-    uint32_t row = i / a.k, s = i % a.k, total = a.n_rows * a.k;
+    const uint32_t total = a.n_rows * a.k, rows = 32 / a.k, rest = 32 % a.k;
+    uint32_t row = i / a.k, s = i % a.k;
 #pragma unroll
     for (uint32_t j = 0; j < RUN; j++) {
-        expert[j] = i + j < total ? ((const pair *)a.route)[row * a.route_stride + s].expert : NOBODY;
-        if (++s < a.k) continue;
-        s = 0;
-        row++;
+        expert[j] = i + j * 32 < total ? ((const pair *)a.route)[row * a.route_stride + s].expert : NOBODY;
+        s += rest;
+        row += rows + (s >= a.k);
+        s -= s >= a.k ? a.k : 0;
     }
 }
 
-static __global__ void __launch_bounds__(256) count_kernel(cu_sort a)
+/* This lane's first pair of a block's next ones. */
+static __device__ __forceinline__ uint32_t run_at(uint32_t i0)
 {
-    __shared__ uint32_t shared[8];
+    return i0 + threadIdx.x / 32 * 32 * RUN + threadIdx.x % 32;
+}
+
+static __global__ void __launch_bounds__(SORT_THREADS) count_kernel(cu_sort a)
+{
+    __shared__ uint32_t shared[SORT_THREADS / 32];
     uint32_t n = 0, before, e = blockIdx.x;
-    for (uint32_t i = threadIdx.x * RUN; i < a.n_rows * a.k; i += blockDim.x * RUN) {
+    for (uint32_t i0 = 0; i0 < a.n_rows * a.k; i0 += blockDim.x * RUN) {
         int32_t of[RUN];
-        load_run(a, i, of);
+        load_run(a, run_at(i0), of);
 #pragma unroll
         for (uint32_t j = 0; j < RUN; j++) {
             n += of[j] == (int32_t)e;
-            if (e == 0 && of[j] < 0 && of[j] != NOBODY) a.slot_pair[i + j] = NOWHERE;
+            if (e == 0 && of[j] < 0 && of[j] != NOBODY) a.slot_pair[run_at(i0) + j * 32] = NOWHERE;
         }
     }
     n = block_scan(n, shared, &before);
@@ -259,25 +268,29 @@ static __global__ void scan_kernel(cu_sort a)
     if (threadIdx.x == 0) a.begin[0] = 0;
 }
 
-static __global__ void __launch_bounds__(256) place_kernel(cu_sort a)
+static __global__ void __launch_bounds__(SORT_THREADS) place_kernel(cu_sort a)
 {
-    __shared__ uint32_t shared[8];
-    uint32_t e = blockIdx.x, to = a.begin[e], total = a.n_rows * a.k;
+    __shared__ uint32_t shared[SORT_THREADS / 32];
+    const uint32_t e = blockIdx.x, lane = threadIdx.x % 32;
+    uint32_t to = a.begin[e];
     if (a.begin[e + 1] == to) return;
-    for (uint32_t i0 = 0; i0 < total; i0 += blockDim.x * RUN) {
-        uint32_t i = i0 + threadIdx.x * RUN, n = 0, before;
+    for (uint32_t i0 = 0; i0 < a.n_rows * a.k; i0 += blockDim.x * RUN) {
+        uint32_t found[RUN], n = 0, before; /* found: by the warp's lanes */
         int32_t of[RUN];
-        load_run(a, i, of);
+        load_run(a, run_at(i0), of);
 #pragma unroll
-        for (uint32_t j = 0; j < RUN; j++) n += of[j] == (int32_t)e;
-        uint32_t all = block_scan(n, shared, &before), at = to + before;
+        for (uint32_t j = 0; j < RUN; j++) n += (uint32_t)__popc(found[j] = __ballot_sync(~0u, of[j] == (int32_t)e));
+        uint32_t all = block_scan(lane ? 0 : n, shared, &before), at = to + before - (lane ? n : 0);
 #pragma unroll
         for (uint32_t j = 0; j < RUN; j++) {
-            if (of[j] != (int32_t)e) continue;
-            uint32_t row = (i + j) / a.k;
-            a.pair_row[at] = row;
-            a.pair_weight[at] = ((const pair *)a.route)[row * a.route_stride + (i + j) % a.k].weight;
-            a.slot_pair[i + j] = at++;
+            if (of[j] == (int32_t)e) {
+                uint32_t i = run_at(i0) + j * 32, row = i / a.k,
+                         p = at + (uint32_t)__popc(found[j] & ((1u << lane) - 1));
+                a.pair_row[p] = row;
+                a.pair_weight[p] = ((const pair *)a.route)[row * a.route_stride + i % a.k].weight;
+                a.slot_pair[i] = p;
+            }
+            at += (uint32_t)__popc(found[j]);
         }
         to += all;
     }
@@ -331,29 +344,53 @@ int cu_launch_sort(const cu_sort *a, cu_stream s)
         CU_LAUNCH(sort_few_kernel, 1, 256, 0, s)(*a);
         return 0;
     }
-    CU_LAUNCH(count_kernel, a->n_experts, 256, 0, s)(*a);
+    uint32_t warps = (uint32_t)(((uint64_t)a->n_rows * a->k + 32 * RUN - 1) / (32 * RUN)),
+             threads = warps < SORT_THREADS / 32 ? warps * 32 : SORT_THREADS;
+    CU_LAUNCH(count_kernel, a->n_experts, threads, 0, s)(*a);
     CU_LAUNCH(scan_kernel, 1, 256, 0, s)(*a);
-    CU_LAUNCH(place_kernel, a->n_experts, 256, 0, s)(*a);
+    CU_LAUNCH(place_kernel, a->n_experts, threads, 0, s)(*a);
     return 0;
 }
 
-static __global__ void combine_kernel(cu_combine a)
+#define AHEAD 4u /* experts whose numbers are on their way at once */
+
+/* A thread has four columns of a row. */
+static __global__ void __launch_bounds__(256) combine_kernel(cu_combine a)
 {
-    uint32_t c = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    const uint32_t c = (blockIdx.y * blockDim.x + threadIdx.x) * 4, row = blockIdx.x;
     if (c >= a.n_cols) return;
-    float *y = a.y.p + row * a.y.stride + c, sum = a.clear ? 0.0f : *y;
-    for (uint32_t s = 0; s < a.k; s++) {
-        uint32_t p = a.slot_pair[row * a.k + s];
-        if (p < a.first || p - a.first >= a.n) continue;
-        float v = a.x[(size_t)(p - a.first) * a.n_cols + c];
-        sum = __fadd_rn(sum, a.pair_weight ? __fmul_rn(a.pair_weight[p], v) : v);
+    const uint32_t n = min(4u, a.n_cols - c);
+    float *y = a.y.p + row * a.y.stride + c, sum[4] = {};
+    if (!a.clear) load_4(sum, y, n);
+    for (uint32_t s = 0; s < a.k; s += AHEAD) {
+        uint32_t p[AHEAD];
+        float v[AHEAD][4], w[AHEAD];
+        bool here[AHEAD];
+#pragma unroll
+        for (uint32_t i = 0; i < AHEAD; i++) p[i] = s + i < a.k ? a.slot_pair[row * a.k + s + i] : NOWHERE;
+#pragma unroll
+        for (uint32_t i = 0; i < AHEAD; i++) {
+            here[i] = p[i] >= a.first && p[i] - a.first < a.n;
+            w[i] = here[i] && a.pair_weight ? a.pair_weight[p[i]] : 1.0f;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < AHEAD; i++)
+            load_4(v[i], a.x + (here[i] ? (size_t)(p[i] - a.first) * a.n_cols : 0) + c, here[i] ? n : 0);
+#pragma unroll
+        for (uint32_t i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++) sum[j] = here[i] ? __fadd_rn(sum[j], __fmul_rn(w[i], v[i][j])) : sum[j];
     }
-    *y = sum;
+    if (n == 4 && (uintptr_t)y % 16 == 0) {
+        *(float4 *)y = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) y[i] = sum[i];
 }
 
 void cu_launch_combine(const cu_combine *a, cu_stream s)
 {
-    if (a->n_rows && a->n_cols) CU_LAUNCH(combine_kernel, dim3(a->n_rows, (a->n_cols + 255) / 256), 256, 0, s)(*a);
+    if (a->n_rows && a->n_cols) CU_LAUNCH(combine_kernel, dim3(a->n_rows, (a->n_cols + 1023) / 1024), 256, 0, s)(*a);
 }
 
 static __device__ void find_refs(const uint32_t *begin, const uint8_t *const *where, uint32_t n_experts, cu_ref *refs,

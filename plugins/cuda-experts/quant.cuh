@@ -31,17 +31,6 @@ static __device__ __forceinline__ void quantize(const float v[4], uint32_t row, 
                                                                          : __uint_as_float(0x7fc00000u);
 }
 
-/* Four of which n are there, the others are 0. */
-static __device__ __forceinline__ void load_4(float v[4], const float *x, uint32_t n)
-{
-    if (n >= 4 && (uintptr_t)x % 16 == 0) {
-        float4 f = *(const float4 *)x;
-        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
-        return;
-    }
-    for (uint32_t i = 0; i < 4; i++) v[i] = i < n ? x[i] : 0.0f;
-}
-
 /* Columns col .. col + 3 of what GLU makes of a row. */
 static __device__ __forceinline__ void glu_4(float v[4], const cu_glu &a, uint32_t row, uint32_t col)
 {

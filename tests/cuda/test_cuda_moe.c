@@ -96,8 +96,10 @@ static void sort_one(uint32_t n_rows, uint32_t k, uint32_t n_experts)
 
 static void pairs_are_sorted_by_expert_and_row(void **st)
 {
-    static const uint32_t shapes[][3] = { { 1, 1, 4 },  { 1, 8, 128 }, { 16, 8, 128 }, { 16, 8, 300 }, { 3, 2, 5 },
-                                          { 17, 8, 8 }, { 40, 4, 60 }, { 700, 6, 20 }, { 30, 10, 512 } };
+    static const uint32_t shapes[][3] = {
+        { 1, 1, 4 },  { 1, 8, 128 }, { 16, 8, 128 }, { 16, 8, 300 }, { 3, 2, 5 },
+        { 17, 8, 8 }, { 40, 4, 60 }, { 700, 6, 20 }, { 1100, 8, 6 }, { 30, 10, 512 }
+    };
     (void)st;
     if (no_gpu[0]) skip();
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) sort_one(shapes[i][0], shapes[i][1], shapes[i][2]);
