@@ -1,6 +1,6 @@
-/* What k_flash.cu and k_flash_wg.cu share: all of attention on the tensor cores but how factors reach them. S is the
- * shape of a kernel: tiles of queries, blocks of keys. Both give a row the same bits, since each number is made here.
- */
+/* What k_flash.cu, k_flash_row.cu and k_flash_wg.cu share: all of attention on the tensor cores but how factors reach
+ * them. S is the shape of a kernel: tiles of queries, blocks of keys. All give a row the same bits, since each number
+ * is made here. */
 #ifndef CU_FLASH_CUH
 #define CU_FLASH_CUH
 
