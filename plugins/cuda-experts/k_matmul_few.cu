@@ -5,6 +5,7 @@
  * its warps share by weight groups. Every load of a piece is issued before the first is used, and those of the next
  * piece before the sums of this one are folded.
  *
+ * The kernel is one long function, since what a piece has in registers goes from part to part.
  * Each part stands once in the code, in loops that are not unrolled: what runs once a launch waits longer for its
  * instructions than for anything else. */
 #include "matmul_int.cuh"
