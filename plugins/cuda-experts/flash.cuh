@@ -72,6 +72,27 @@ static __device__ __forceinline__ uint32_t pack_rest(float lo, float hi, uint32_
     return pack_bf16(lo - bf16_to_f32(packed & 0xffffu), hi - bf16_to_f32(packed >> 16));
 }
 
+template <bool FP8>
+static __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    if (FP8)
+        mma_f16(c, a, b0, b1);
+    else
+        mma_bf16(c, a, b0, b1);
+}
+
+/* A thread's columns of tile n of eight, as products of warps and of warpgroups lay them out. */
+struct columns_of_mma {
+    static constexpr uint32_t COL_STEP = 2;
+    static __device__ __forceinline__ uint32_t col(uint32_t n, uint32_t i) { return n * 8 + i; }
+};
+
+/* Of a page's positions, where they are a power of two; else 32. */
+static __device__ __forceinline__ uint32_t page_shift_of(const cu_cache &c)
+{
+    return c.page_tok & (c.page_tok - 1) ? 32 : (uint32_t)__ffs((int)c.page_tok) - 1;
+}
+
 struct range {
     uint32_t begin, end;
 };

@@ -12,7 +12,7 @@
 
 /* MT: tiles of 16 queries of a warp; two read each key and value from shared memory half as often. 0: all warps share
  * one tile. ONE: values are the first columns of keys (latent attention), so one tile has both. */
-template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false> struct shape {
+template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false> struct shape : columns_of_mma {
     static constexpr uint32_t DK = DK_, DV = DV_, WARPS = 4, THREADS = WARPS * 32;
     static constexpr bool SHARED = MT_ == 0, FP8 = FP8_, ONE = ONE_;
     static constexpr uint32_t MT = SHARED ? 1 : MT_, QUERIES = SHARED ? 16 : WARPS * MT * 16;
@@ -30,21 +30,9 @@ template <uint32_t DK_, uint32_t DV_, bool FP8_, uint32_t MT_, bool ONE_ = false
     /* Of this warp, in its block. */
     static __device__ __forceinline__ uint32_t first_query(void) { return SHARED ? 0 : threadIdx.x / 32 * MT * 16; }
     static __device__ __forceinline__ uint32_t first_col(void) { return SHARED ? threadIdx.x / 32 * COLS : 0; }
-    /* A thread's columns of a tile of eight. */
-    static constexpr uint32_t COL_STEP = 2;
-    static __device__ __forceinline__ uint32_t col(uint32_t n, uint32_t i) { return n * 8 + i; }
     /* In shared memory. */
     static __device__ __forceinline__ uint32_t place(uint32_t query, uint32_t col) { return query * K_ROW + col; }
 };
-
-template <bool FP8>
-static __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    if (FP8)
-        mma_f16(c, a, b0, b1);
-    else
-        mma_bf16(c, a, b0, b1);
-}
 
 template <class S> struct flash {
     const cu_attn &a;
@@ -276,7 +264,7 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 2) flash
     if (a.n_spans) r = { max(r.begin, blockIdx.y * SPAN), min(r.end, (blockIdx.y + 1) * SPAN) };
     uint16_t *qs = (uint16_t *)shared, *ks = qs + S::PARTS * S::Q_SIZE, *vs = S::ONE ? ks : ks + S::KEYS * S::K_ROW;
     uint8_t *raw = (uint8_t *)(vs + S::KEYS * S::V_ROW); /* with ONE, V_ROW is K_ROW */
-    uint32_t shift = a.k.page_tok & (a.k.page_tok - 1) ? 32 : (uint32_t)__ffs((int)a.k.page_tok) - 1;
+    uint32_t shift = page_shift_of(a.k);
     flash<S> f = { a,
                    a.pages + s.page_at,
                    kvh,

@@ -97,14 +97,6 @@ template <class S> struct row_walk {
         return *(const uint32_t *)(row + col * 2);
     }
 
-    static __device__ __forceinline__ void mma(float c[4], const uint32_t x[4], uint32_t b0, uint32_t b1)
-    {
-        if (S::FP8)
-            mma_f16(c, x, b0, b1);
-        else
-            mma_bf16(c, x, b0, b1);
-    }
-
     __device__ __forceinline__ void scores(float c[S::KEYS / 8][4]) const
     {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -122,8 +114,8 @@ template <class S> struct row_walk {
             for (uint32_t n = 0; n < S::KEYS / 8; n++) {
                 const uint8_t *row = rows + n * 8 * S::ROW;
                 uint32_t b0 = two_of(row, k + 2 * t), b1 = two_of(row, k + 8 + 2 * t);
-                mma(c[n], x, b0, b1);
-                if (S::PARTS == 2) mma(c[n], rest, b0, b1);
+                mma<S::FP8>(c[n], x, b0, b1);
+                if (S::PARTS == 2) mma<S::FP8>(c[n], rest, b0, b1);
             }
         }
     }
@@ -209,7 +201,8 @@ template <class S> struct row_walk {
 #pragma unroll
                     for (uint32_t s = 0; s < 2; s++)
                         for (uint32_t p = 0; p < S::PARTS; p++)
-                            for (uint32_t n = 0; n < 2; n++) mma(st.o[0][2 * c + n], w[p][s], v[s][n][0], v[s][n][1]);
+                            for (uint32_t n = 0; n < 2; n++)
+                                mma<S::FP8>(st.o[0][2 * c + n], w[p][s], v[s][n][0], v[s][n][1]);
                 }
             }
         }
@@ -233,7 +226,7 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS) row_kern
     float m[1][2] = { { -INFINITY, -INFINITY } }, l[1][2] = {};
     state<S> st;
     st.clear();
-    const uint32_t shift = a.k.page_tok & (a.k.page_tok - 1) ? 32 : (uint32_t)__ffs((int)a.k.page_tok) - 1;
+    const uint32_t shift = page_shift_of(a.k);
     const row_walk<S> walk = { a, sh, a.pages + s.page_at, kvh, shift, r };
     /* A span of which nobody sees a key is a round with nothing in it. */
     uint32_t j0 = (r.begin < r.end ? r.begin : blockIdx.y * SPAN) / S::ROUND * S::ROUND;

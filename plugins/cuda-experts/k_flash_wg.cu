@@ -16,7 +16,7 @@
 #include <wgmma.cuh>
 
 /* GROUPS: warpgroups with queries. REGS of their threads and SUPPLY_REGS of the others are all that there are. */
-template <uint32_t D_, bool FP8_, uint32_t GROUPS_, uint32_t STAGES_> struct wg_shape {
+template <uint32_t D_, bool FP8_, uint32_t GROUPS_, uint32_t STAGES_> struct wg_shape : columns_of_mma {
     static constexpr uint32_t D = D_, DK = D, DV = D, GROUPS = GROUPS_, STAGES = STAGES_;
     static constexpr bool FP8 = FP8_;
     static constexpr uint32_t WARPS = GROUPS * 4, THREADS = (GROUPS + 1) * 128; /* WARPS: that have queries */
@@ -32,9 +32,6 @@ template <uint32_t D_, bool FP8_, uint32_t GROUPS_, uint32_t STAGES_> struct wg_
 
     static __device__ __forceinline__ uint32_t first_query(void) { return threadIdx.x / 32 * 16; }
     static __device__ __forceinline__ uint32_t first_col(void) { return 0; }
-    /* A thread's columns of a tile of eight. */
-    static constexpr uint32_t COL_STEP = 2;
-    static __device__ __forceinline__ uint32_t col(uint32_t n, uint32_t i) { return n * 8 + i; }
     /* A row of 128 bytes holds 64 columns; its pieces of 16 bytes lie as products find them (wgmma.cuh). */
     static __device__ __forceinline__ uint32_t in_panel(uint32_t row, uint32_t piece)
     {
@@ -427,7 +424,7 @@ template <class S> static __global__ void __launch_bounds__(S::THREADS, 1) flash
         if (r.begin >= r.end) return;
         uint32_t lane = threadIdx.x % supply<S>::LANES;
         size_t col = ((size_t)kvh * S::D + lane * (16 / S::ELEM)) * S::ELEM;
-        uint32_t shift = a.k.page_tok & (a.k.page_tok - 1) ? 32 : (uint32_t)__ffs((int)a.k.page_tok) - 1;
+        uint32_t shift = page_shift_of(a.k);
         supply<S> p = { a,           a.pages + s.page_at, shift, r, sh, threadIdx.x % 128 / supply<S>::LANES,
                         a.k.p + col, a.v.p + col };
         if constexpr (S::FP8)

@@ -5,9 +5,9 @@
  * its warps share by weight groups. Every load of a piece is issued before the first is used, and those of the next
  * piece before the sums of this one are folded.
  *
- * The kernel is one long function, since what a piece has in registers goes from part to part.
- * Each part stands once in the code, in loops that are not unrolled: what runs once a launch waits longer for its
- * instructions than for anything else. */
+ * The kernel is one long function, since what a piece has in registers goes from part to part. Each part stands once in
+ * the code, in loops that are not unrolled: what runs once a launch waits longer for its instructions than for anything
+ * else. */
 #include "matmul_int.cuh"
 #include "quant.cuh"
 
@@ -67,32 +67,23 @@ static __device__ __forceinline__ void quantize_group(const float *x, uint32_t r
                                                       const cu_act &out)
 {
     const uint32_t col = group * 128 + threadIdx.x % 8 * 4;
-    float v[16], amax = 0;
-    uint32_t odd = 0;
+    float v[16];
+    uint32_t top = 0, b[4];
+    bool good;
 #pragma unroll
     for (uint32_t i = 0; i < 16; i++) {
         uint32_t at = col + i / 4 * 32 + i % 4;
         v[i] = at < n_in ? x[at] : 0.0f;
-        odd |= !isfinite(v[i]);
-        amax = fmaxf(amax, fabsf(v[i]));
+        top = quant_top(v[i], top);
     }
-    for (int o = 4; o; o >>= 1) {
-        amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, o));
-        odd |= __shfl_xor_sync(~0u, odd, o);
-    }
-    float inv = amax > 0 ? __fdiv_rn(127.0f, amax) : __uint_as_float(0x7f800000u);
-    bool good = !odd && isfinite(inv);
+    for (int o = 4; o; o >>= 1) top = max(top, __shfl_xor_sync(~0u, top, o));
+    const float inv = quant_factor(top, &good);
 #pragma unroll
     for (uint32_t i = 0; i < 16; i += 4) {
-        signed char q[4];
-        for (uint32_t j = 0; j < 4; j++) q[j] = (signed char)(good ? __float2int_rn(__fmul_rn(v[i + j], inv)) : 0);
-        if (col + i * 8 < out.q_stride)
-            *(char4 *)(out.q + (size_t)row * out.q_stride + col + i * 8) = make_char4(q[0], q[1], q[2], q[3]);
+        const uint32_t q = quant_codes(v + i, inv, good, b);
+        if (col + i * 8 < out.q_stride) *(uint32_t *)(void *)(out.q + (size_t)row * out.q_stride + col + i * 8) = q;
     }
-    if (col % 128 == 0 && col < n_in)
-        out.scale[(size_t)row * out.scale_stride + group] = good  ? __fdiv_rn(amax, 127.0f)
-                                                            : odd ? __uint_as_float(0x7fc00000u)
-                                                                  : 0.0f;
+    if (col % 128 == 0 && col < n_in) out.scale[(size_t)row * out.scale_stride + group] = quant_scale(top, good);
 }
 
 /* The block's rows, by way of x (rows, own_width), into its shared memory. */
@@ -295,12 +286,13 @@ static void launch_as(const cu_matmul *m, cu_stream s)
 template <uint32_t TYPE, uint32_t GROUP> struct few {
     static void now(const cu_matmul *m, cu_stream s)
     {
+        constexpr uint32_t WIDE = GROUP < 128 ? 8 : 16; /* so many warps take 4,096 columns as one piece */
         if (m->act.q)
             launch_as<TYPE, GROUP, false, 8>(m, s);
-        else if (m->n_in <= 8 * COLUMNS || GROUP < 128) /* else more warps, so that one piece has all columns */
+        else if (m->n_in <= 8 * COLUMNS)
             launch_as<TYPE, GROUP, true, 8>(m, s);
         else
-            launch_as < TYPE, GROUP, true, GROUP<128 ? 8 : 16>(m, s);
+            launch_as<TYPE, GROUP, true, WIDE>(m, s);
     }
 };
 
