@@ -135,11 +135,17 @@ double ks_meter_compute(const ks_meter *m, uint32_t kind)
     return m->best[kind] ? compute_rate(m, m->best[kind]) : 0;
 }
 
+/* Of attention over a cache of 8 or 16 bits: three products of bf16 make one of a float. */
+static double attention(double f32, double bf16)
+{
+    return fmax(f32, bf16 / 3);
+}
+
 ks_rates ks_meter_rates(ks_meter *m)
 {
     ks_rates r = { .read = ks_meter_read(m), .f32 = ks_meter_compute(m, KS_CEIL_F32) };
     r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_compute(m, KS_CEIL_INT8) : r.f32;
-    r.attn = fmax(r.f32, ks_meter_compute(m, KS_CEIL_BF16) / 3);
+    r.attn = attention(r.f32, ks_meter_compute(m, KS_CEIL_BF16));
     return r;
 }
 
@@ -148,6 +154,6 @@ ks_rates ks_meter_best(ks_meter *m)
     const ks_ceiling *bf16 = m->best[KS_CEIL_BF16];
     ks_rates r = { .read = ks_meter_loop(m, m->best[KS_CEIL_READ]), .f32 = ks_meter_loop(m, m->best[KS_CEIL_F32]) };
     r.int8 = m->best[KS_CEIL_INT8] ? ks_meter_loop(m, m->best[KS_CEIL_INT8]) : r.f32;
-    r.attn = bf16 ? fmax(r.f32, ks_meter_loop(m, bf16) / 3) : r.f32;
+    r.attn = attention(r.f32, bf16 ? ks_meter_loop(m, bf16) : 0);
     return r;
 }

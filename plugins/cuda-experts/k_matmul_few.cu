@@ -171,13 +171,16 @@ static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                  
     float ws[SCALES], xscale_next = 0, acc = 0;
     /* Of the piece in registers: its first strip and column, groups of columns, groups of all its strips. */
     uint32_t s0 = 0, c0 = 0, groups = 0, tasks = 0;
+    /* A task is a group of columns of the piece's first strip, or of its second: which, and where its sums lie. */
+    auto group_of = [&](uint32_t task) { return task < groups ? task : task - groups; };
+    auto place_of = [&](uint32_t task) { return task < groups ? task : HALF + task - groups; };
 #pragma unroll 1
     for (bool begun = false;; begun = true) {
         const uint32_t done = groups, done_tasks = tasks, done_s0 = s0;
         if (begun) {
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
-                uint32_t task = warp + i * WARPS, at = task < groups ? task : HALF + task - groups;
+                uint32_t task = warp + i * WARPS, at = place_of(task);
                 int32_t c[4] = { 0, 0, 0, 0 };
 #pragma unroll
                 for (uint32_t j = 0; j < STEPS; j++) mma_s8(c, decode<TYPE>(w[i][j]).a, x[i][j].x, x[i][j].y);
@@ -189,7 +192,7 @@ static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                  
 #pragma unroll
             for (uint32_t i = 0; i < SCALES; i++) {
                 uint32_t at = threadIdx.x + i * WARPS * 32, task = at / 16;
-                if (task < tasks) wscale[at % 16][task < groups ? task : HALF + task - groups] = ws[i];
+                if (task < tasks) wscale[at % 16][place_of(task)] = ws[i];
             }
             if (at_group < CHUNK / 128) xscale[col][at_group] = xscale_next;
             c0 += CHUNK;
@@ -205,7 +208,7 @@ static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                  
             const uint8_t *strips = r.w + (size_t)(first + s0) * m.strip_bytes;
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
-                uint32_t task = warp + i * WARPS, k0 = c0 + (task < groups ? task : task - groups) * GROUP;
+                uint32_t task = warp + i * WARPS, k0 = c0 + group_of(task) * GROUP;
                 const uint8_t *from = task < groups ? strips : strips + m.strip_bytes;
 #pragma unroll
                 for (uint32_t j = 0; j < STEPS; j++) {
@@ -219,13 +222,13 @@ static __global__ void __launch_bounds__(WARPS * 32, WARPS > 8                  
                 ws[i] = 0;
                 if (task < tasks)
                     ws[i] = weight_scale<TYPE>((task < groups ? strips : strips + m.strip_bytes) + scales_at,
-                                               c0 / GROUP + (task < groups ? task : task - groups), at % 16);
+                                               c0 / GROUP + group_of(task), at % 16);
             }
             if (!begun && known) wait_for_stream();
             if (OWN && !begun) quantize_own<WARPS * 32>(m, r, z, p0, n, own_x, own);
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
-                uint32_t task = warp + i * WARPS, k0 = c0 + (task < groups ? task : task - groups) * GROUP;
+                uint32_t task = warp + i * WARPS, k0 = c0 + group_of(task) * GROUP;
 #pragma unroll
                 for (uint32_t j = 0; j < STEPS; j++) {
                     x[i][j] = make_uint2(0, 0);
